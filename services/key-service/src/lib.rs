@@ -1,0 +1,7 @@
+//! Under construction.
+
+pub mod app;
+pub mod domain;
+pub mod grpc;
+pub mod jobs;
+pub mod storage;
