@@ -9,6 +9,7 @@ const PROTOS: &[&str] = &[
     "keysweep/key/v1/sweep_service.proto",
     "keysweep/location/v1/user_service.proto",
     "keysweep/location/v2/agency_service.proto",
+    "keysweep/location/v2/api_key.proto",
     "keysweep/location/v2/location_service.proto",
     "keysweep/location/v2/user_service.proto",
     "keysweep/notification/v1/notification_service.proto",
