@@ -1,0 +1,214 @@
+//! One database a service: an embedded SQLite file or a PostgreSQL database, behind the same entities.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context;
+use sea_orm::sqlx::postgres::PgConnectOptions;
+use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection,
+    DatabaseTransaction, DbErr, RuntimeErr, SqliteTransactionMode, TransactionOptions,
+    TransactionTrait,
+};
+use sea_orm_migration::MigratorTrait;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use crate::config::{Faults, Validate};
+
+/// Where a service keeps its data.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseConfig {
+    /// `sqlite:PATH` or `postgres://USER@HOST/NAME`.
+    pub url: SecretString,
+    /// The most connections held open at once.
+    pub max_connections: u32,
+    /// How long a call waits for a free connection, milliseconds.
+    pub acquire_timeout_ms: u64,
+    /// Whether `serve` applies pending migrations before it listens.
+    pub migrate_on_start: bool,
+}
+
+impl DatabaseConfig {
+    /// The SQLite file, if the database is one.
+    pub fn sqlite_path(&self) -> Option<PathBuf> {
+        let rest = self.url.expose_secret().strip_prefix("sqlite:")?;
+        let path = rest.strip_prefix("//").unwrap_or(rest).split('?').next()?;
+        Some(PathBuf::from(path))
+    }
+}
+
+impl Validate for DatabaseConfig {
+    fn validate(&self, faults: &mut Faults) {
+        let url = self.url.expose_secret();
+        if self
+            .sqlite_path()
+            .is_some_and(|path| path.as_os_str().is_empty() || path.as_os_str() == ":memory:")
+        {
+            faults.push("database.url", "must name a file after sqlite:");
+        } else if self.sqlite_path().is_none()
+            && !url.starts_with("postgres://")
+            && !url.starts_with("postgresql://")
+        {
+            faults.push("database.url", "must begin with sqlite: or postgres://");
+        } else if self.sqlite_path().is_none() && PgConnectOptions::from_str(url).is_err() {
+            faults.push("database.url", "is no valid PostgreSQL URL");
+        }
+        if !(1..=1_000).contains(&self.max_connections) {
+            faults.push("database.max_connections", "must lie between 1 and 1000");
+        }
+        if !(1..=600_000).contains(&self.acquire_timeout_ms) {
+            faults.push(
+                "database.acquire_timeout_ms",
+                "must lie between 1 and 600000",
+            );
+        }
+    }
+}
+
+/// Another process may hold SQLite's write lock for a whole batch; waiting for it beats failing the call.
+const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connects, and for SQLite creates the file and its folder if missing: WAL, `synchronous=FULL`, foreign keys.
+///
+/// # Errors
+/// When the database cannot be reached or opened. The message names the place without its password.
+pub async fn connect(config: &DatabaseConfig) -> anyhow::Result<DatabaseConnection> {
+    let mut options = ConnectOptions::new(config.url.expose_secret().to_owned());
+    options
+        .max_connections(config.max_connections)
+        .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
+        .connect_timeout(Duration::from_millis(config.acquire_timeout_ms))
+        .sqlx_logging(false);
+    if let Some(path) = config.sqlite_path() {
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            tokio::fs::create_dir_all(folder)
+                .await
+                .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+        }
+        let file = path.clone();
+        options.map_sqlx_sqlite_opts(move |_| {
+            SqliteConnectOptions::new()
+                .filename(&file)
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .foreign_keys(true)
+                .busy_timeout(SQLITE_BUSY_TIMEOUT)
+                // What is deleted here is often secret: overwrite it in the file.
+                .pragma("secure_delete", "ON")
+        });
+        return Database::connect(options)
+            .await
+            .with_context(|| format!("cannot open the SQLite database {}", path.display()));
+    }
+    let place = PgConnectOptions::from_str(config.url.expose_secret())
+        .map(|o| {
+            format!(
+                "{}:{}/{}",
+                o.get_host(),
+                o.get_port(),
+                o.get_database().unwrap_or("")
+            )
+        })
+        .unwrap_or_default();
+    Database::connect(options)
+        .await
+        .with_context(|| format!("cannot connect to the PostgreSQL database {place}"))
+}
+
+/// Any number does, as long as every service and replica takes the same one: each has its own database.
+const MIGRATION_LOCK: i64 = 0x6b65_7973;
+
+/// Applies the pending migrations, one replica at a time.
+///
+/// # Errors
+/// When a migration fails; on PostgreSQL none of them is then applied.
+pub async fn migrate<M: MigratorTrait>(db: &DatabaseConnection) -> anyhow::Result<()> {
+    if db.get_database_backend() != DatabaseBackend::Postgres {
+        return M::up(db, None)
+            .await
+            .context("cannot apply the database migrations");
+    }
+    let transaction = db
+        .begin()
+        .await
+        .context("cannot begin the database migrations")?;
+    transaction
+        .execute_unprepared(&format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+        .await
+        .context("cannot take the migration lock")?;
+    M::up(&transaction, None)
+        .await
+        .context("cannot apply the database migrations")?;
+    transaction
+        .commit()
+        .await
+        .context("cannot commit the database migrations")
+}
+
+/// Begins a transaction that will write: on SQLite it takes the write lock at once, since a lock that is taken later fails
+/// when somebody else has written in between.
+///
+/// # Errors
+/// As the database has them.
+pub async fn begin_write(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    let options = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..TransactionOptions::default()
+    };
+    db.begin_with_options(options).await
+}
+
+/// Whether the error means that the database did not answer, so that the same call may succeed later.
+pub fn is_unavailable(error: &DbErr) -> bool {
+    match error {
+        DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => true,
+        DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e)) => {
+            match &**e {
+                sea_orm::sqlx::Error::Io(_)
+                | sea_orm::sqlx::Error::PoolTimedOut
+                | sea_orm::sqlx::Error::PoolClosed
+                | sea_orm::sqlx::Error::WorkerCrashed => true,
+                // Class 57P: the server is shutting down or starting up; 08: connection exceptions; 53: out of resources.
+                sea_orm::sqlx::Error::Database(e) => e.code().is_some_and(|c| {
+                    c.starts_with("57P") || c.starts_with("08") || c.starts_with("53")
+                }),
+                _ => false,
+            }
+        }
+        _ => false,
+    }
+}
+
+/// Whether the error means that two transactions met, so that the whole transaction is worth repeating at once.
+pub fn is_conflict(error: &DbErr) -> bool {
+    // PostgreSQL: serialization failure, deadlock. SQLite: busy in its three forms.
+    database_code(error)
+        .is_some_and(|code| matches!(code.as_str(), "40001" | "40P01" | "5" | "261" | "517"))
+}
+
+/// Whether the error means that a row with this unique value exists already.
+pub fn is_unique_violation(error: &DbErr) -> bool {
+    matches!(
+        error.sql_err(),
+        Some(sea_orm::SqlErr::UniqueConstraintViolation(_))
+    )
+}
+
+fn database_code(error: &DbErr) -> Option<String> {
+    let (DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e))) = error
+    else {
+        return None;
+    };
+    match &**e {
+        sea_orm::sqlx::Error::Database(e) => e.code().map(Into::into),
+        _ => None,
+    }
+}

@@ -1,0 +1,249 @@
+//! Background work as reconcilers: one code path, run periodically and when signalled, each activation reported.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::SharedClock;
+
+/// What one activation did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JobReport {
+    /// Units of work done; 0 means that there was nothing to do.
+    pub work: u64,
+    /// What was done, for the log.
+    pub detail: Value,
+}
+
+/// Work that brings the world nearer to what it should be, as often as it is asked; idempotent.
+#[async_trait]
+pub trait Reconciler: Send + Sync + 'static {
+    /// The job's name, as in logs and metrics.
+    fn name(&self) -> &'static str;
+    /// The longest time between two activations.
+    fn period(&self) -> Duration;
+    /// Does what is due at `now`.
+    async fn activate(&self, now: DateTime<Utc>) -> anyhow::Result<JobReport>;
+}
+
+type Reply = oneshot::Sender<anyhow::Result<JobReport>>;
+
+/// A running job.
+#[derive(Clone, Debug)]
+pub struct JobHandle {
+    name: &'static str,
+    requests: mpsc::Sender<Option<Reply>>,
+}
+
+impl JobHandle {
+    /// Asks for an activation soon. A signal that finds one waiting already adds nothing.
+    pub fn signal(&self) {
+        // A full queue means that activations are waiting, which will see what this signal is about.
+        let _ = self.requests.try_send(None);
+    }
+
+    /// Activates the job now and waits for its report.
+    ///
+    /// # Errors
+    /// The activation's own, or that the job has ended.
+    pub async fn activate(&self) -> anyhow::Result<JobReport> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || anyhow::anyhow!("the job {} has ended", self.name);
+        self.requests.send(Some(reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+}
+
+/// The jobs of one service.
+#[derive(Clone, Debug, Default)]
+pub struct JobRegistry {
+    jobs: Arc<Mutex<Jobs>>,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    handles: BTreeMap<&'static str, JobHandle>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Activations that wait for a busy job; more would see the same state.
+const QUEUE: usize = 8;
+
+impl JobRegistry {
+    /// Starts a job: activated at once, then at least once a period of the clock, until `shutdown`.
+    pub fn spawn(
+        &self,
+        job: Arc<dyn Reconciler>,
+        clock: SharedClock,
+        shutdown: CancellationToken,
+    ) -> JobHandle {
+        let (requests, inbox) = mpsc::channel(QUEUE);
+        let handle = JobHandle {
+            name: job.name(),
+            requests,
+        };
+        let task = tokio::spawn(drive(job, clock, shutdown, inbox));
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.handles.insert(handle.name, handle.clone());
+        jobs.tasks.push(task);
+        handle
+    }
+
+    /// Activates every job, again and again, until none of them finds work; answers how much all did together.
+    ///
+    /// # Errors
+    /// The first activation that fails.
+    pub async fn settle(&self) -> anyhow::Result<u64> {
+        let handles: Vec<_> = self
+            .jobs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .handles
+            .values()
+            .cloned()
+            .collect();
+        let mut total = 0;
+        loop {
+            let mut round = 0;
+            for handle in &handles {
+                round += handle.activate().await?.work;
+            }
+            if round == 0 {
+                return Ok(total);
+            }
+            total += round;
+        }
+    }
+
+    /// Waits until every job has ended after `shutdown`.
+    pub async fn join(&self) {
+        let tasks = std::mem::take(
+            &mut self
+                .jobs
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .tasks,
+        );
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a job ended by a panic");
+            }
+        }
+        self.jobs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .handles
+            .clear();
+    }
+}
+
+async fn drive(
+    job: Arc<dyn Reconciler>,
+    clock: SharedClock,
+    shutdown: CancellationToken,
+    mut inbox: mpsc::Receiver<Option<Reply>>,
+) {
+    let period = TimeDelta::from_std(job.period()).unwrap_or(TimeDelta::MAX);
+    let mut reply = None;
+    loop {
+        let now = clock.now();
+        let result = job.activate(now).await;
+        report(job.name(), &result);
+        if let Some(reply) = reply.take() {
+            // Who asked may have gone.
+            let _: Result<(), _> = Reply::send(reply, result);
+        }
+        let next = now
+            .checked_add_signed(period)
+            .unwrap_or(DateTime::<Utc>::MAX_UTC);
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            request = inbox.recv() => match request {
+                Some(request) => reply = request,
+                None => clock_or_shutdown(&clock, next, &shutdown).await,
+            },
+            () = clock.sleep_until(next) => {}
+        }
+        if shutdown.is_cancelled() {
+            return;
+        }
+    }
+}
+
+async fn clock_or_shutdown(clock: &SharedClock, next: DateTime<Utc>, shutdown: &CancellationToken) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = clock.sleep_until(next) => {}
+    }
+}
+
+fn report(name: &'static str, result: &anyhow::Result<JobReport>) {
+    let outcome = match result {
+        Ok(report) if report.work > 0 => {
+            tracing::info!(job = name, work = report.work, detail = %report.detail, "job did its work");
+            "work"
+        }
+        Ok(_) => "idle",
+        Err(error) => {
+            tracing::warn!(
+                job = name,
+                error = format!("{error:#}"),
+                "job failed; it will be tried again"
+            );
+            "error"
+        }
+    };
+    metrics::counter!("keysweep_job_activations_total", "job" => name, "outcome" => outcome)
+        .increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SimulatedClock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    struct Countdown(AtomicU64);
+
+    #[async_trait]
+    impl Reconciler for Countdown {
+        fn name(&self) -> &'static str {
+            "countdown"
+        }
+        fn period(&self) -> Duration {
+            Duration::from_secs(60)
+        }
+        async fn activate(&self, _: DateTime<Utc>) -> anyhow::Result<JobReport> {
+            let did = self
+                .0
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                })
+                .is_ok();
+            Ok(JobReport {
+                work: did.into(),
+                detail: Value::Null,
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn settling_runs_a_job_until_nothing_is_left() {
+        let (registry, stop) = (JobRegistry::default(), CancellationToken::new());
+        let clock = Arc::new(SimulatedClock::new(crate::time::from_micros(0)));
+        let job = Arc::new(Countdown(AtomicU64::new(5)));
+        registry.spawn(job.clone(), clock, stop.clone());
+        registry.settle().await.expect("settles");
+        assert_eq!(job.0.load(Ordering::SeqCst), 0);
+        stop.cancel();
+        registry.join().await;
+    }
+}

@@ -1,0 +1,229 @@
+//! What happens around every call: its context is read, its deadline kept, its end measured and logged.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Request, Response};
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::transport::server::TcpConnectInfo;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::Instrument;
+
+use crate::actor::{self, Actor};
+use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY, is_traceparent};
+use crate::entropy::{Entropy, OsEntropy};
+use crate::status::{StatusBuilder, deadline_exceeded};
+
+/// Our own deadline ends a call just before tonic's does, which would call it CANCELLED.
+const BEFORE_TONIC: Duration = Duration::from_millis(5);
+
+#[derive(Clone, Debug)]
+pub(super) struct ContextLayer {
+    limit: Duration,
+}
+
+impl ContextLayer {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self { limit }
+    }
+}
+
+impl<S> Layer<S> for ContextLayer {
+    type Service = ContextService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ContextService {
+            inner,
+            limit: self.limit,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct ContextService<S> {
+    inner: S,
+    limit: Duration,
+}
+
+impl<S> Service<Request<Body>> for ContextService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let started = Instant::now();
+        let path = request.uri().path().to_owned();
+        let request_id = request_id(request.headers());
+        let actor = match actor_header(request.headers()) {
+            Ok(actor) => actor,
+            Err(status) => {
+                return Box::pin(std::future::ready(Ok(finish(
+                    status.into_http(),
+                    &request_id,
+                    &path,
+                    started,
+                ))));
+            }
+        };
+        let limit =
+            caller_timeout(request.headers()).map_or(self.limit, |timeout| timeout.min(self.limit));
+        let traceparent = header(request.headers(), TRACEPARENT_KEY)
+            .filter(|value| is_traceparent(value))
+            .map(str::to_owned);
+        let span = tracing::info_span!("grpc", path, request_id, traceparent);
+        let peer = request
+            .extensions()
+            .get::<TcpConnectInfo>()
+            .and_then(TcpConnectInfo::remote_addr);
+        request.extensions_mut().insert(RequestContext {
+            request_id: request_id.clone(),
+            traceparent,
+            actor,
+            deadline: Some(started + limit),
+            peer,
+        });
+        let answer = self.inner.call(request);
+        let bounded = async move {
+            let response =
+                match tokio::time::timeout(limit.saturating_sub(BEFORE_TONIC), answer).await {
+                    Ok(Ok(response)) => response,
+                    Err(_) => deadline_exceeded().into_http(),
+                };
+            Ok(finish(response, &request_id, &path, started))
+        };
+        Box::pin(bounded.instrument(span))
+    }
+}
+
+/// Echoes the call's id, counts the call and logs how it ended. What a stream ends with comes later and is not seen here.
+fn finish(
+    mut response: Response<Body>,
+    request_id: &str,
+    path: &str,
+    started: Instant,
+) -> Response<Body> {
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert(REQUEST_ID_KEY, value);
+    }
+    let code = response
+        .headers()
+        .get("grpc-status")
+        .and_then(|value| value.to_str().ok()?.parse::<i32>().ok())
+        .map_or(Code::Ok, Code::from_i32);
+    let elapsed = started.elapsed();
+    // Unknown paths come from outside: as labels they would grow without bound.
+    let method = if code == Code::Unimplemented {
+        "unknown".to_owned()
+    } else {
+        path.trim_start_matches('/').to_owned()
+    };
+    metrics::histogram!("rpc_server_duration_seconds", "rpc_method" => method, "rpc_grpc_status_code" => format!("{code:?}"))
+        .record(elapsed.as_secs_f64());
+    let millis = elapsed.as_micros() as f64 / 1_000.0;
+    match code {
+        Code::Internal | Code::Unknown | Code::DataLoss => {
+            tracing::error!(?code, millis, "call failed")
+        }
+        _ => tracing::debug!(?code, millis, "call ended"),
+    }
+    response
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn request_id(headers: &HeaderMap) -> String {
+    let own = header(headers, REQUEST_ID_KEY)
+        .filter(|id| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()));
+    own.map_or_else(
+        || {
+            let mut bytes = [0; 16];
+            OsEntropy.fill(&mut bytes);
+            hex::encode(bytes)
+        },
+        str::to_owned,
+    )
+}
+
+/// An actor that cannot be read must not pass for none at all.
+fn actor_header(headers: &HeaderMap) -> Result<Option<Actor>, Status> {
+    let mut values = headers.get_all(actor::METADATA_KEY).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let parsed = value.to_str().ok().and_then(|text| text.parse().ok());
+    match (parsed, values.next()) {
+        (Some(actor), None) => Ok(Some(actor)),
+        _ => {
+            let text = format!(
+                "metadata {}: {}",
+                actor::METADATA_KEY,
+                actor::MalformedActor
+            );
+            Err(StatusBuilder::new(Code::Unauthenticated, "ACTOR_REQUIRED", text).build())
+        }
+    }
+}
+
+/// `grpc-timeout`: up to 8 digits and a unit.
+fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = header(headers, "grpc-timeout")?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3_600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_of_every_unit_are_read() {
+        let read = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", HeaderValue::from_static(text));
+            caller_timeout(&headers)
+        };
+        assert_eq!(read("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        for malformed in ["", "S", "5", "5x", "123456789S", "-1S"] {
+            assert_eq!(read(malformed), None, "{malformed}");
+        }
+    }
+
+    #[test]
+    fn an_actor_that_cannot_be_read_is_not_none() {
+        let mut headers = HeaderMap::new();
+        assert!(matches!(actor_header(&headers), Ok(None)));
+        headers.insert(actor::METADATA_KEY, HeaderValue::from_static("root"));
+        assert!(actor_header(&headers).is_err());
+        headers.insert(actor::METADATA_KEY, HeaderValue::from_static("user/usr_1"));
+        headers.append(actor::METADATA_KEY, HeaderValue::from_static("user/usr_2"));
+        assert!(actor_header(&headers).is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! The gRPC server of every service: health, reflection, limits, and a drain in the right order.
+
+mod layer;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tower::Service;
+
+use crate::config::{Faults, Validate};
+
+/// Where and how a service listens.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// The longest a unary call may take, milliseconds; a caller's shorter deadline wins.
+    pub request_timeout_ms: u64,
+    /// How long calls in flight may go on after a stop was asked for, milliseconds.
+    pub drain_timeout_ms: u64,
+    /// How long health says NOT_SERVING before the server stops taking calls, milliseconds.
+    pub drain_notice_ms: u64,
+    /// The most calls in flight on one connection.
+    pub max_concurrent_streams: u32,
+}
+
+impl Validate for ServerConfig {
+    fn validate(&self, faults: &mut Faults) {
+        for (path, value, max) in [
+            (
+                "server.request_timeout_ms",
+                self.request_timeout_ms,
+                3_600_000,
+            ),
+            ("server.drain_timeout_ms", self.drain_timeout_ms, 600_000),
+        ] {
+            if !(1..=max).contains(&value) {
+                faults.push(path, format!("must lie between 1 and {max}"));
+            }
+        }
+        if self.drain_notice_ms > 60_000 {
+            faults.push("server.drain_notice_ms", "must be at most 60000");
+        }
+        if self.max_concurrent_streams == 0 {
+            faults.push("server.max_concurrent_streams", "must be at least 1");
+        }
+    }
+}
+
+/// A peer that answers no ping for this long is gone: its streams and memory are freed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Real metadata takes a few hundred bytes.
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+
+/// A gRPC server about to serve.
+#[derive(Debug)]
+pub struct GrpcServer {
+    config: ServerConfig,
+    descriptors: &'static [u8],
+    routes: Routes,
+    names: Vec<&'static str>,
+    shutdown: CancellationToken,
+    streams: CancellationToken,
+}
+
+impl GrpcServer {
+    /// A server without services yet. `descriptors` is the encoded descriptor set that reflection shows; `shutdown` starts
+    /// the drain.
+    pub fn new(
+        config: &ServerConfig,
+        descriptors: &'static [u8],
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            config: config.clone(),
+            descriptors,
+            routes: Routes::default(),
+            names: Vec::new(),
+            shutdown,
+            streams: CancellationToken::new(),
+        }
+    }
+
+    /// Adds a service; health knows it by its name.
+    #[must_use]
+    pub fn add_service<S>(mut self, service: S) -> Self
+    where
+        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.names.push(S::NAME);
+        self.routes = self.routes.add_service(service);
+        self
+    }
+
+    /// Cancelled when server streams must end, each with a resume point and `status::draining()`.
+    pub fn streams(&self) -> CancellationToken {
+        self.streams.clone()
+    }
+
+    /// Serves until `shutdown`, then drains: health says NOT_SERVING, streams end, calls in flight finish, all within
+    /// the configured times.
+    ///
+    /// # Errors
+    /// When the listener fails or the descriptors are malformed.
+    pub async fn serve(self, listener: TcpListener) -> anyhow::Result<()> {
+        let address = listener
+            .local_addr()
+            .context("the listener has no address")?;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let routes = self.reflected_routes()?.add_service(health_service);
+        set_all(&health, &self.names, ServingStatus::Serving).await;
+
+        let stop = CancellationToken::new();
+        let incoming = TcpIncoming::from(listener)
+            .with_nodelay(Some(true))
+            .with_keepalive(Some(KEEPALIVE_INTERVAL));
+        let mut serving = std::pin::pin!(
+            tonic::transport::Server::builder()
+                .max_concurrent_streams(self.config.max_concurrent_streams)
+                .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+                .http2_max_header_list_size(MAX_HEADER_BYTES)
+                .layer(layer::ContextLayer::new(Duration::from_millis(
+                    self.config.request_timeout_ms
+                )))
+                .add_routes(routes)
+                .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())
+        );
+        tracing::info!(%address, services = ?self.names, "serving");
+        tokio::select! {
+            ended = &mut serving => return ended.context("the server ended"),
+            () = self.shutdown.cancelled() => {}
+        }
+
+        tracing::info!(%address, "draining");
+        set_all(&health, &self.names, ServingStatus::NotServing).await;
+        let notice = tokio::time::sleep(Duration::from_millis(self.config.drain_notice_ms));
+        tokio::select! {
+            ended = &mut serving => return ended.context("the server ended"),
+            () = notice => {}
+        }
+        self.streams.cancel();
+        stop.cancel();
+        match tokio::time::timeout(Duration::from_millis(self.config.drain_timeout_ms), serving)
+            .await
+        {
+            Ok(ended) => ended.context("the server ended")?,
+            // An idle connection that ignores GOAWAY may stay for ever; nothing of ours is in flight on it.
+            Err(_) => {
+                tracing::warn!(%address, "connections were still open at the end of the drain")
+            }
+        }
+        tracing::info!(%address, "stopped");
+        Ok(())
+    }
+
+    fn reflected_routes(&self) -> anyhow::Result<Routes> {
+        let builder = || {
+            let mut builder = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(self.descriptors)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .with_service_name("grpc.health.v1.Health")
+                .with_service_name("grpc.reflection.v1.ServerReflection")
+                .with_service_name("grpc.reflection.v1alpha.ServerReflection");
+            for name in &self.names {
+                builder = builder.with_service_name(*name);
+            }
+            builder
+        };
+        let v1 = builder()
+            .register_encoded_file_descriptor_set(
+                tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+            )
+            .build_v1();
+        let v1alpha = builder()
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+            .build_v1alpha();
+        let (v1, v1alpha) = (v1.context("reflection")?, v1alpha.context("reflection")?);
+        Ok(self.routes.clone().add_service(v1).add_service(v1alpha))
+    }
+}
+
+async fn set_all(health: &HealthReporter, names: &[&'static str], status: ServingStatus) {
+    for name in names.iter().copied().chain([""]) {
+        health.set_service_status(name, status).await;
+    }
+}

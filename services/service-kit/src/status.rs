@@ -1,0 +1,172 @@
+//! Building gRPC statuses with the rich details that every error of keysweep carries.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::violations::Violations;
+
+/// The `domain` of every `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "keysweep";
+
+/// Builds one status. `ErrorInfo` is always there; the other details where they are set.
+#[derive(Debug)]
+pub struct StatusBuilder {
+    code: Code,
+    message: String,
+    reason: String,
+    metadata: std::collections::HashMap<String, String>,
+    details: ErrorDetails,
+}
+
+impl StatusBuilder {
+    /// A status with an `ErrorInfo`. `reason` is a value of the documented enum; its prefix `ERROR_REASON_` is cut off.
+    /// `message` is lower case, without a full stop.
+    pub fn new(code: Code, reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            reason: reason
+                .strip_prefix("ERROR_REASON_")
+                .unwrap_or(reason)
+                .to_owned(),
+            metadata: std::collections::HashMap::new(),
+            details: ErrorDetails::new(),
+        }
+    }
+
+    /// Adds a fact to the `ErrorInfo`.
+    pub fn metadata(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Adds a `BadRequest` with every field at fault.
+    pub fn violations(mut self, violations: &Violations) -> Self {
+        for one in violations.iter() {
+            self.details
+                .add_bad_request_violation(&one.field, &one.description);
+        }
+        self
+    }
+
+    /// Adds a `RetryInfo`: the call is worth repeating after `delay`.
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.details.set_retry_info(Some(delay));
+        self
+    }
+
+    /// Adds a `ResourceInfo`: which resource the error is about.
+    pub fn resource(mut self, kind: &str, name: &str) -> Self {
+        self.details.set_resource_info(kind, name, "", "");
+        self
+    }
+
+    /// Adds a `PreconditionFailure`: what must change before the call can succeed.
+    pub fn precondition(mut self, kind: &str, subject: &str, description: &str) -> Self {
+        self.details
+            .add_precondition_failure_violation(kind, subject, description);
+        self
+    }
+
+    /// The status.
+    pub fn build(mut self) -> Status {
+        self.details
+            .set_error_info(self.reason, DOMAIN, self.metadata);
+        Status::with_error_details(self.code, self.message, self.details)
+    }
+}
+
+/// INVALID_ARGUMENT that names every field at fault, in the message too, for those who see nothing else.
+pub fn invalid_fields(violations: &Violations) -> Status {
+    StatusBuilder::new(
+        Code::InvalidArgument,
+        "INVALID_FIELDS",
+        format!("invalid request: {violations}"),
+    )
+    .violations(violations)
+    .build()
+}
+
+/// INTERNAL in one fixed sentence: the cause is for the log, not for the caller.
+pub fn internal() -> Status {
+    StatusBuilder::new(
+        Code::Internal,
+        "INTERNAL",
+        "internal error; the log has its cause under the x-request-id of this answer",
+    )
+    .build()
+}
+
+/// UNAVAILABLE because the database does not answer; worth a retry.
+pub fn storage_unavailable() -> Status {
+    StatusBuilder::new(
+        Code::Unavailable,
+        "STORAGE_UNAVAILABLE",
+        "the database cannot be reached",
+    )
+    .retry_after(Duration::from_secs(1))
+    .build()
+}
+
+/// UNAVAILABLE because the server is about to stop; streams end with it.
+pub fn draining() -> Status {
+    StatusBuilder::new(Code::Unavailable, "DRAINING", "the server is draining")
+        .retry_after(Duration::from_secs(1))
+        .build()
+}
+
+/// DEADLINE_EXCEEDED, of the caller's deadline or the server's limit.
+pub fn deadline_exceeded() -> Status {
+    StatusBuilder::new(
+        Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+        "the call took longer than its deadline",
+    )
+    .build()
+}
+
+/// INVALID_ARGUMENT for a page that cannot be had.
+pub fn page_error(error: crate::page::PageError) -> Status {
+    match error {
+        crate::page::PageError::NegativeSize => {
+            invalid_fields(&Violations::of("page_size", error.to_string()))
+        }
+        crate::page::PageError::ForeignToken => StatusBuilder::new(
+            Code::InvalidArgument,
+            "PAGE_TOKEN_INVALID",
+            error.to_string(),
+        )
+        .violations(&Violations::of("page_token", error.to_string()))
+        .build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_carries_its_reason_and_every_field() {
+        let mut faults = Violations::default();
+        faults.push("name", "is required");
+        faults.push("email", "is no email address");
+        let status = invalid_fields(&faults);
+        let details = status.get_error_details();
+        let info = details.error_info().expect("error info");
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("INVALID_FIELDS", "keysweep")
+        );
+        assert_eq!(
+            details
+                .bad_request()
+                .expect("bad request")
+                .field_violations
+                .len(),
+            2
+        );
+        assert!(status.message().contains("email: is no email address"));
+    }
+}
