@@ -1,0 +1,223 @@
+//! Audit events and the hash chain that makes a change or a gap among them visible.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use service_kit::actor::Actor;
+use service_kit::time::to_micros;
+use sha2::{Digest, Sha256};
+
+/// Separates these digests from any other use of SHA-256 in keysweep, and names the encoding's version.
+const CHAIN_DOMAIN: &[u8] = b"keysweep/audit/v1";
+
+/// The hash that the first event follows: of a chain without events.
+pub const GENESIS_HASH: [u8; 32] = [0; 32];
+
+/// Something that was done, not yet placed in the chain.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewAuditEvent {
+    /// When it was done.
+    pub occurred_at: DateTime<Utc>,
+    /// Who it was done for.
+    pub actor: Actor,
+    /// What was done, such as `key.generated`.
+    pub action: &'static str,
+    /// The agency it concerns; `None`: none alone.
+    pub agency_id: Option<String>,
+    /// The key it concerns; `None`: none alone.
+    pub key_id: Option<String>,
+    /// The plan it concerns.
+    pub plan_id: Option<String>,
+    /// The reason the actor gave; empty: none was asked for.
+    pub reason: String,
+    /// The `x-request-id` of the call; empty: it came from no call.
+    pub request_id: String,
+    /// Facts of the action, as a JSON object without secrets.
+    pub detail: Value,
+}
+
+/// An event in its place in the chain, as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEvent {
+    /// Position from 1, without gaps.
+    pub sequence: i64,
+    /// When it was done.
+    pub occurred_at: DateTime<Utc>,
+    /// Who it was done for, as text.
+    pub actor: String,
+    /// What was done.
+    pub action: String,
+    /// Empty: no agency alone.
+    pub agency_id: String,
+    /// Empty: no key alone.
+    pub key_id: String,
+    /// Empty: no plan.
+    pub plan_id: String,
+    /// Empty: none was asked for.
+    pub reason: String,
+    /// Empty: it came from no call.
+    pub request_id: String,
+    /// The JSON text exactly as it was hashed.
+    pub detail: String,
+    /// SHA-256 over the event before and this event's contents.
+    pub hash: [u8; 32],
+}
+
+/// The end of the chain: what the next event follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainHead {
+    /// Position of the last event; 0: there is none.
+    pub sequence: i64,
+    /// Hash of the last event; [`GENESIS_HASH`] if there is none.
+    pub hash: [u8; 32],
+}
+
+impl ChainHead {
+    /// The head of a chain without events.
+    pub const EMPTY: Self = Self {
+        sequence: 0,
+        hash: GENESIS_HASH,
+    };
+
+    /// Places `event` behind this head and moves the head to it.
+    pub fn append(&mut self, event: NewAuditEvent) -> AuditEvent {
+        let mut placed = AuditEvent {
+            sequence: self.sequence + 1,
+            occurred_at: event.occurred_at,
+            actor: event.actor.to_string(),
+            action: event.action.to_owned(),
+            agency_id: event.agency_id.unwrap_or_default(),
+            key_id: event.key_id.unwrap_or_default(),
+            plan_id: event.plan_id.unwrap_or_default(),
+            reason: event.reason,
+            request_id: event.request_id,
+            detail: event.detail.to_string(),
+            hash: GENESIS_HASH,
+        };
+        placed.hash = chain_hash(&self.hash, &placed);
+        *self = Self {
+            sequence: placed.sequence,
+            hash: placed.hash,
+        };
+        placed
+    }
+
+    /// Whether `event` follows this head; moves the head to it if so.
+    pub fn follow(&mut self, event: &AuditEvent) -> bool {
+        let follows =
+            event.sequence == self.sequence + 1 && event.hash == chain_hash(&self.hash, event);
+        if follows {
+            *self = Self {
+                sequence: event.sequence,
+                hash: event.hash,
+            };
+        }
+        follows
+    }
+}
+
+/// The hash of `event` behind an event with hash `previous`: every field with its length before it, so that no two
+/// different events have the same encoding.
+fn chain_hash(previous: &[u8; 32], event: &AuditEvent) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    digest.update(CHAIN_DOMAIN);
+    digest.update(previous);
+    digest.update(event.sequence.to_be_bytes());
+    digest.update(to_micros(event.occurred_at).to_be_bytes());
+    for text in [
+        &event.actor,
+        &event.action,
+        &event.agency_id,
+        &event.key_id,
+        &event.plan_id,
+        &event.reason,
+        &event.request_id,
+        &event.detail,
+    ] {
+        digest.update((text.len() as u64).to_be_bytes());
+        digest.update(text.as_bytes());
+    }
+    digest.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(key_id: &str, reason: &str) -> NewAuditEvent {
+        NewAuditEvent {
+            occurred_at: DateTime::from_timestamp(1_780_000_000, 123_456_000).unwrap(),
+            actor: Actor::User("usr_1".into()),
+            action: "key.generated",
+            agency_id: Some("agy_1".into()),
+            key_id: Some(key_id.into()),
+            plan_id: None,
+            reason: reason.into(),
+            request_id: String::new(),
+            detail: json!({"scopes": ["a", "b"]}),
+        }
+    }
+
+    fn chain(count: usize) -> Vec<AuditEvent> {
+        let mut head = ChainHead::EMPTY;
+        (0..count)
+            .map(|number| head.append(event(&format!("key_{number}"), "because")))
+            .collect()
+    }
+
+    fn first_break(events: &[AuditEvent]) -> Option<usize> {
+        let mut head = ChainHead::EMPTY;
+        events.iter().position(|event| !head.follow(event))
+    }
+
+    #[test]
+    fn an_untouched_chain_is_whole() {
+        assert_eq!(first_break(&chain(20)), None);
+    }
+
+    #[test]
+    fn text_cannot_move_between_fields() {
+        let mut one = ChainHead::EMPTY;
+        let mut other = ChainHead::EMPTY;
+        assert_ne!(
+            one.append(event("key_1", "23")).hash,
+            other.append(event("key_12", "3")).hash
+        );
+    }
+
+    #[test]
+    fn the_encoding_does_not_change_between_releases() {
+        let mut head = ChainHead::EMPTY;
+        let hash = head.append(event("key_1", "because")).hash;
+        assert_eq!(
+            hex::encode(hash),
+            "160b1a6530e9083fd69b348f5f1f9095e0c6860c9a228cb8c974c4e176206cc4"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_change_or_gap_is_seen(place in 0_usize..10, kind in 0_u8..8) {
+            let mut events = chain(10);
+            match kind {
+                0 => events[place].reason.push('x'),
+                1 => events[place].actor = "user/usr_2".into(),
+                2 => events[place].occurred_at += TimeDelta::microseconds(1),
+                3 => events[place].hash[7] ^= 1,
+                4 => events[place].detail = "{}".into(),
+                5 => events[place].key_id.clear(),
+                6 => { events.remove(place); }
+                _ => { let twin = events[place].clone(); events.insert(place, twin); }
+            }
+            let expected = match kind {
+                6 if place == 9 => None,
+                7 => Some(place + 1),
+                _ => Some(place),
+            };
+            prop_assert_eq!(first_break(&events), expected);
+        }
+    }
+}
