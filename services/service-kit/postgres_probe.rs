@@ -1,6 +1,9 @@
 //! Build script of the crates with PostgreSQL tests: where no server is installed, those tests are left out, and say so.
 
-#![expect(clippy::print_stdout, reason = "a build script speaks to cargo on its standard output")]
+#![expect(
+    clippy::print_stdout,
+    reason = "a build script speaks to cargo on its standard output"
+)]
 
 use std::path::PathBuf;
 

@@ -197,10 +197,10 @@ mod tests {
 
     #[async_trait::async_trait]
     impl MigrationTrait for First {
-        async fn up(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+        async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
             create_table(manager).await
         }
-        async fn down(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+        async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
             drop_table(manager).await
         }
     }
