@@ -204,3 +204,158 @@ async fn set_all(health: &HealthReporter, names: &[&'static str], status: Servin
         health.set_service_status(name, status).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::{Context as TaskContext, Poll};
+    use tonic::Code;
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus as Answer;
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_types::StatusExt;
+
+    /// A service that never answers.
+    #[derive(Clone)]
+    struct Silent;
+
+    impl NamedService for Silent {
+        const NAME: &'static str = "test.Silent";
+    }
+
+    impl Service<http::Request<Body>> for Silent {
+        type Response = http::Response<Body>;
+        type Error = Infallible;
+        type Future = std::future::Pending<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: http::Request<Body>) -> Self::Future {
+            std::future::pending()
+        }
+    }
+
+    struct Server {
+        channel: tonic::transport::Channel,
+        shutdown: CancellationToken,
+        task: tokio::task::JoinHandle<anyhow::Result<()>>,
+    }
+
+    async fn start(drain_notice_ms: u64) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let config = ServerConfig {
+            listen: listener.local_addr().expect("an address"),
+            request_timeout_ms: 100,
+            drain_timeout_ms: 5_000,
+            drain_notice_ms,
+            max_concurrent_streams: 100,
+        };
+        let shutdown = CancellationToken::new();
+        let server = GrpcServer::new(
+            &config,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            shutdown.clone(),
+        )
+        .add_service(Silent);
+        let task = tokio::spawn(server.serve(listener));
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", config.listen))
+            .expect("an endpoint")
+            .connect_lazy();
+        Server {
+            channel,
+            shutdown,
+            task,
+        }
+    }
+
+    fn ask(service: &str) -> HealthCheckRequest {
+        HealthCheckRequest {
+            service: service.to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn health_turns_before_the_server_stops() {
+        let server = start(60_000).await;
+        let mut health = HealthClient::new(server.channel);
+        for service in ["", "test.Silent"] {
+            assert_eq!(
+                health
+                    .check(ask(service))
+                    .await
+                    .expect("an answer")
+                    .get_ref()
+                    .status(),
+                Answer::Serving
+            );
+        }
+        let mut changes = health.watch(ask("")).await.expect("a watch").into_inner();
+        assert_eq!(
+            changes
+                .message()
+                .await
+                .expect("first")
+                .expect("first")
+                .status(),
+            Answer::Serving
+        );
+        server.shutdown.cancel();
+        assert_eq!(
+            changes
+                .message()
+                .await
+                .expect("second")
+                .expect("second")
+                .status(),
+            Answer::NotServing
+        );
+        assert!(!server.task.is_finished(), "it stops only after its notice");
+        server.task.abort();
+    }
+
+    #[tokio::test]
+    async fn the_server_ends_when_asked() {
+        let server = start(0).await;
+        HealthClient::new(server.channel)
+            .check(ask(""))
+            .await
+            .expect("an answer");
+        server.shutdown.cancel();
+        server.task.await.expect("no panic").expect("no error");
+    }
+
+    #[tokio::test]
+    async fn a_call_past_its_time_is_answered_deadline_exceeded() {
+        let server = start(0).await;
+        let mut client = tonic::client::Grpc::new(server.channel);
+        client.ready().await.expect("ready");
+        let path = http::uri::PathAndQuery::from_static("/test.Silent/Call");
+        let codec = tonic_prost::ProstCodec::default();
+        let mut request = tonic::Request::new(ask(""));
+        request
+            .metadata_mut()
+            .insert("x-request-id", "r-1".parse().expect("ascii"));
+        let status = client
+            .unary::<_, HealthCheckRequest, _>(request, path, codec)
+            .await
+            .expect_err("it never answers");
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_eq!(
+            status
+                .get_error_details()
+                .error_info()
+                .map(|info| info.reason.as_str()),
+            Some("DEADLINE_EXCEEDED")
+        );
+        assert_eq!(
+            status
+                .metadata()
+                .get("x-request-id")
+                .and_then(|id| id.to_str().ok()),
+            Some("r-1")
+        );
+        server.shutdown.cancel();
+    }
+}
