@@ -19,9 +19,7 @@ pub enum Actor {
 
 /// An actor that is not of the form `user/<id>`, `api-key/<id>` or `service/<name>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "an actor is user/<id>, api-key/<id> or service/<name>, its id 1 to 128 visible ASCII characters"
-)]
+#[error("an actor is user/<id>, api-key/<id> or service/<name>, its id 1 to 128 visible ASCII characters")]
 pub struct MalformedActor;
 
 impl Actor {
@@ -82,33 +80,15 @@ mod tests {
 
     #[test]
     fn actors_survive_their_text() {
-        for text in [
-            "user/usr_1",
-            "api-key/key_2",
-            "service/location-service",
-            "user/a/b",
-        ] {
-            assert_eq!(
-                text.parse::<Actor>().map(|a| a.to_string()),
-                Ok(text.to_owned())
-            );
+        for text in ["user/usr_1", "api-key/key_2", "service/location-service", "user/a/b"] {
+            assert_eq!(text.parse::<Actor>().map(|a| a.to_string()), Ok(text.to_owned()));
         }
     }
 
     #[test]
     fn malformed_actors_are_refused() {
         let long = format!("user/{}", "x".repeat(129));
-        for text in [
-            "",
-            "user",
-            "user/",
-            "admin/1",
-            "USER/1",
-            "user/a b",
-            "user/\u{202e}",
-            "/1",
-            long.as_str(),
-        ] {
+        for text in ["", "user", "user/", "admin/1", "USER/1", "user/a b", "user/\u{202e}", "/1", long.as_str()] {
             assert_eq!(text.parse::<Actor>(), Err(MalformedActor), "{text:?}");
         }
     }

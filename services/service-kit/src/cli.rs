@@ -81,10 +81,7 @@ pub fn execute<S: Service>(command: Command, options: &Options) -> ExitCode {
 }
 
 /// The exit code of a command, its error on standard error.
-#[expect(
-    clippy::print_stderr,
-    reason = "there may be no log yet, and a person is waiting"
-)]
+#[expect(clippy::print_stderr, reason = "there may be no log yet, and a person is waiting")]
 pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,16 +92,11 @@ pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the answer of check-config is for a person"
-)]
+#[expect(clippy::print_stdout, reason = "the answer of check-config is for a person")]
 fn try_execute<S: Service>(command: Command, file: Option<&Path>) -> anyhow::Result<()> {
     let config: S::Config = crate::config::load(S::DEFAULTS, file)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     match command {
         Command::Serve => runtime.block_on(serve::<S>(config)),
         Command::Migrate => runtime.block_on(async {
@@ -124,9 +116,7 @@ async fn serve<S: Service>(config: S::Config) -> anyhow::Result<()> {
     telemetry::init_logging(config.log())?;
     telemetry::serve_metrics(config.metrics())?;
     let listen = config.server().listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
     S::run(config, Deps::system(), listener, shutdown).await
@@ -153,11 +143,8 @@ const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 async fn healthcheck(mut listen: SocketAddr) -> anyhow::Result<()> {
     if listen.ip().is_unspecified() {
-        let loopback: std::net::IpAddr = if listen.is_ipv4() {
-            std::net::Ipv4Addr::LOCALHOST.into()
-        } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
-        };
+        let loopback: std::net::IpAddr =
+            if listen.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
         listen.set_ip(loopback);
     }
     let timeout_ms = HEALTHCHECK_TIMEOUT.as_secs() * 1_000;
@@ -167,17 +154,11 @@ async fn healthcheck(mut listen: SocketAddr) -> anyhow::Result<()> {
         request_timeout_ms: timeout_ms,
     };
     let mut client = HealthClient::new(crate::client::channel(&config)?);
-    let check = client.check(HealthCheckRequest {
-        service: String::new(),
-    });
+    let check = client.check(HealthCheckRequest { service: String::new() });
     let answer = tokio::time::timeout(HEALTHCHECK_TIMEOUT, check)
         .await
         .with_context(|| format!("{listen} does not answer"))?
         .with_context(|| format!("{listen} cannot be asked"))?;
-    anyhow::ensure!(
-        answer.get_ref().status() == ServingStatus::Serving,
-        "{listen} is {:?}",
-        answer.get_ref().status()
-    );
+    anyhow::ensure!(answer.get_ref().status() == ServingStatus::Serving, "{listen} is {:?}", answer.get_ref().status());
     Ok(())
 }

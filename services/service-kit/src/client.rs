@@ -27,15 +27,11 @@ impl ClientConfig {
     /// Notes the faults of the section `path`.
     pub fn validate(&self, path: &str, faults: &mut Faults) {
         if endpoint(self).is_err() {
-            faults.push(
-                format!("{path}.endpoint"),
-                "must be a URL such as http://127.0.0.1:50051",
-            );
+            faults.push(format!("{path}.endpoint"), "must be a URL such as http://127.0.0.1:50051");
         }
-        for (field, value) in [
-            ("connect_timeout_ms", self.connect_timeout_ms),
-            ("request_timeout_ms", self.request_timeout_ms),
-        ] {
+        for (field, value) in
+            [("connect_timeout_ms", self.connect_timeout_ms), ("request_timeout_ms", self.request_timeout_ms)]
+        {
             if !(1..=600_000).contains(&value) {
                 faults.push(format!("{path}.{field}"), "must lie between 1 and 600000");
             }
@@ -74,25 +70,15 @@ pub fn channel(config: &ClientConfig) -> Result<Channel, tonic::transport::Error
 const SHORTENED_BY: Duration = Duration::from_millis(20);
 
 /// A request that passes on actor, trace and id of the call it serves, with `timeout` or what is left of its deadline.
-pub fn with_context<T>(
-    message: T,
-    context: &RequestContext,
-    timeout: Duration,
-) -> tonic::Request<T> {
+pub fn with_context<T>(message: T, context: &RequestContext, timeout: Duration) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     let left = context.deadline.map_or(timeout, |deadline| {
-        deadline
-            .saturating_duration_since(Instant::now())
-            .saturating_sub(SHORTENED_BY)
-            .min(timeout)
+        deadline.saturating_duration_since(Instant::now()).saturating_sub(SHORTENED_BY).min(timeout)
     });
     request.set_timeout(left.max(Duration::from_millis(1)));
     let actor = context.actor.as_ref().map(ToString::to_string);
     let pairs = [
-        (
-            REQUEST_ID_KEY,
-            Some(context.request_id.as_str()).filter(|id| !id.is_empty()),
-        ),
+        (REQUEST_ID_KEY, Some(context.request_id.as_str()).filter(|id| !id.is_empty())),
         (TRACEPARENT_KEY, context.traceparent.as_deref()),
         (actor::METADATA_KEY, actor.as_deref()),
     ];

@@ -30,10 +30,7 @@ pub struct SystemClock;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Clock for SystemClock {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the wall clock"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     fn now(&self) -> DateTime<Utc> {
         truncate(Utc::now())
     }
@@ -59,9 +56,7 @@ pub struct SimulatedClock {
 impl SimulatedClock {
     /// A clock that stands at `start`.
     pub fn new(start: DateTime<Utc>) -> Self {
-        Self {
-            now: watch::Sender::new(truncate(start)),
-        }
+        Self { now: watch::Sender::new(truncate(start)) }
     }
 
     /// Moves the clock to `at` and wakes who waited for it. An earlier instant moves it backwards.

@@ -38,12 +38,7 @@ impl Faults {
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "the configuration has {} fault{}:",
-            self.0.len(),
-            if self.0.len() == 1 { "" } else { "s" }
-        )?;
+        writeln!(f, "the configuration has {} fault{}:", self.0.len(), if self.0.len() == 1 { "" } else { "s" })?;
         for (path, fault) in &self.0 {
             writeln!(f, "  {path}: {fault}")?;
         }
@@ -64,15 +59,11 @@ struct Override {
 ///
 /// # Errors
 /// Every fault at once: unknown settings, wrong types, unreadable files, and what [`Validate`] finds.
-pub fn load<T: DeserializeOwned + Validate>(
-    defaults: &str,
-    file: Option<&Path>,
-) -> Result<T, Faults> {
+pub fn load<T: DeserializeOwned + Validate>(defaults: &str, file: Option<&Path>) -> Result<T, Faults> {
     load_from(
         defaults,
         file,
-        std::env::vars_os()
-            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
     )
 }
 
@@ -98,10 +89,7 @@ pub fn load_from<T: DeserializeOwned + Validate>(
     overrides.retain(|one| {
         let known = lookup(&base, &one.path).is_some();
         if !known {
-            faults.push(
-                one.path.join("."),
-                format!("there is no such setting (set by {})", one.source),
-            );
+            faults.push(one.path.join("."), format!("there is no such setting (set by {})", one.source));
         }
         known
     });
@@ -116,11 +104,7 @@ pub fn load_from<T: DeserializeOwned + Validate>(
 }
 
 /// Deserialises, taking back each override that does not fit, so that the next fault is found too.
-fn deserialize<T: DeserializeOwned>(
-    base: &Table,
-    mut overrides: Vec<Override>,
-    faults: &mut Faults,
-) -> Option<T> {
+fn deserialize<T: DeserializeOwned>(base: &Table, mut overrides: Vec<Override>, faults: &mut Faults) -> Option<T> {
     loop {
         let mut table = base.clone();
         for one in &overrides {
@@ -132,19 +116,14 @@ fn deserialize<T: DeserializeOwned>(
                 let path = error.path().to_string();
                 let culprit = overrides.iter().position(|one| {
                     let own = one.path.join(".");
-                    own == path
-                        || path.starts_with(&format!("{own}["))
-                        || path.starts_with(&format!("{own}."))
+                    own == path || path.starts_with(&format!("{own}[")) || path.starts_with(&format!("{own}."))
                 });
                 let Some(index) = culprit else {
                     faults.push(path, error.inner().message());
                     return None;
                 };
                 let one = overrides.remove(index);
-                faults.push(
-                    one.path.join("."),
-                    format!("{} (set by {})", error.inner().message(), one.source),
-                );
+                faults.push(one.path.join("."), format!("{} (set by {})", error.inner().message(), one.source));
             }
         }
     }
@@ -156,13 +135,8 @@ fn read_file(path: &Path, overrides: &mut Vec<Override>, faults: &mut Faults) {
         Ok(text) => match text.parse::<Table>() {
             Ok(table) => table,
             Err(error) => {
-                let line = error.span().map_or(0, |span| {
-                    text[..span.start.min(text.len())].matches('\n').count() + 1
-                });
-                return faults.push(
-                    source,
-                    format!("line {line} is no valid TOML: {}", error.message()),
-                );
+                let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+                return faults.push(source, format!("line {line} is no valid TOML: {}", error.message()));
             }
         },
         Err(error) => return faults.push(source, format!("cannot be read: {error}")),
@@ -179,11 +153,7 @@ fn flatten(path: &mut Vec<String>, value: Value, source: &str, overrides: &mut V
                 path.pop();
             }
         }
-        value => overrides.push(Override {
-            path: path.clone(),
-            value,
-            source: source.to_owned(),
-        }),
+        value => overrides.push(Override { path: path.clone(), value, source: source.to_owned() }),
     }
 }
 
@@ -193,18 +163,12 @@ fn read_environment(
     overrides: &mut Vec<Override>,
     faults: &mut Faults,
 ) {
-    let mut variables: Vec<_> = environment
-        .filter(|(name, _)| name.starts_with(PREFIX) && name != CONFIG_FILE_VARIABLE)
-        .collect();
+    let mut variables: Vec<_> =
+        environment.filter(|(name, _)| name.starts_with(PREFIX) && name != CONFIG_FILE_VARIABLE).collect();
     variables.sort();
     for (name, text) in variables {
-        let setting = |name: &str| {
-            name[PREFIX.len()..]
-                .to_lowercase()
-                .split("__")
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
+        let setting =
+            |name: &str| name[PREFIX.len()..].to_lowercase().split("__").map(str::to_owned).collect::<Vec<_>>();
         // Other programs may have variables of this prefix; a setting always names its section.
         let mut path = setting(&name);
         if path.len() < 2 {
@@ -223,10 +187,7 @@ fn read_environment(
                         .to_owned()
                 }
                 Err(error) => {
-                    faults.push(
-                        path.join("."),
-                        format!("the file {text} that {name} names cannot be read: {error}"),
-                    );
+                    faults.push(path.join("."), format!("the file {text} that {name} names cannot be read: {error}"));
                     continue;
                 }
             }
@@ -239,19 +200,13 @@ fn read_environment(
                 .and_then(|mut t| t.remove("v"))
                 .unwrap_or(Value::String(text)),
         };
-        overrides.push(Override {
-            path,
-            value,
-            source: name,
-        });
+        overrides.push(Override { path, value, source: name });
     }
 }
 
 fn lookup<'a>(table: &'a Table, path: &[String]) -> Option<&'a Value> {
     let (last, parents) = path.split_last()?;
-    let parent = parents
-        .iter()
-        .try_fold(table, |table, key| table.get(key)?.as_table())?;
+    let parent = parents.iter().try_fold(table, |table, key| table.get(key)?.as_table())?;
     parent.get(last)
 }
 
@@ -301,11 +256,7 @@ mod tests {
     const DEFAULTS: &str = "[server]\nport = 1\nname = \"\"\npassword = \"\"\ntags = []\n";
 
     fn env(pairs: &[(&str, &str)]) -> std::vec::IntoIter<(String, String)> {
-        pairs
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect::<Vec<_>>()
-            .into_iter()
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into_iter()
     }
 
     #[test]
@@ -318,21 +269,11 @@ mod tests {
         let pairs = [
             ("KEYSWEEP_SERVER__NAME", "123"),
             ("KEYSWEEP_SERVER__TAGS", "[\"a\"]"),
-            (
-                "KEYSWEEP_SERVER__PASSWORD_FILE",
-                secret.to_str().expect("utf-8"),
-            ),
+            ("KEYSWEEP_SERVER__PASSWORD_FILE", secret.to_str().expect("utf-8")),
             ("KEYSWEEP_CONFIG", "ignored"),
         ];
         let config: Config = load_from(DEFAULTS, Some(&file), env(&pairs)).expect("loads");
-        assert_eq!(
-            (
-                config.server.port,
-                config.server.name.as_str(),
-                config.server.tags.len()
-            ),
-            (2, "123", 1)
-        );
+        assert_eq!((config.server.port, config.server.name.as_str(), config.server.tags.len()), (2, "123", 1));
         assert_eq!(config.server.password.expose_secret(), "hunter2");
     }
 
@@ -344,9 +285,7 @@ mod tests {
             ("KEYSWEEP_SERVER__COLOUR", "red"),
             ("KEYSWEEP_SERVER__PASSWORD_FILE", "/nonexistent/secret"),
         ];
-        let text = load_from::<Config>(DEFAULTS, None, env(&pairs))
-            .expect_err("refused")
-            .to_string();
+        let text = load_from::<Config>(DEFAULTS, None, env(&pairs)).expect_err("refused").to_string();
         for expected in [
             "5 faults",
             "server.port",

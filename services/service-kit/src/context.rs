@@ -28,38 +28,22 @@ pub struct RequestContext {
 
 /// The context of a request; empty where the server's layer was not in the way.
 pub fn of<T>(request: &tonic::Request<T>) -> RequestContext {
-    request
-        .extensions()
-        .get::<RequestContext>()
-        .cloned()
-        .unwrap_or_default()
+    request.extensions().get::<RequestContext>().cloned().unwrap_or_default()
 }
 
 /// Whether `value` has the form `00-<32 hex>-<16 hex>-<2 hex>` with ids that are not all zero.
 pub fn is_traceparent(value: &str) -> bool {
     let mut parts = value.split('-');
-    let (Some(version), Some(trace), Some(span), Some(flags), None) = (
-        parts.next(),
-        parts.next(),
-        parts.next(),
-        parts.next(),
-        parts.next(),
-    ) else {
+    let (Some(version), Some(trace), Some(span), Some(flags), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return false;
     };
     let hex = |part: &str, len: usize| {
-        part.len() == len
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     };
     let zero = |part: &str| part.bytes().all(|b| b == b'0');
-    version == "00"
-        && hex(trace, 32)
-        && !zero(trace)
-        && hex(span, 16)
-        && !zero(span)
-        && hex(flags, 2)
+    version == "00" && hex(trace, 32) && !zero(trace) && hex(span, 16) && !zero(span) && hex(flags, 2)
 }
 
 #[cfg(test)]
@@ -68,9 +52,7 @@ mod tests {
 
     #[test]
     fn only_well_formed_trace_contexts_are_taken() {
-        assert!(is_traceparent(
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-        ));
+        assert!(is_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
         for bad in [
             "",
             "00-0-0-0",

@@ -8,9 +8,8 @@ use anyhow::Context;
 use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection,
-    DatabaseTransaction, DbErr, RuntimeErr, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait,
+    ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr,
+    RuntimeErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
 use sea_orm_migration::MigratorTrait;
 use secrecy::{ExposeSecret, SecretString};
@@ -44,15 +43,9 @@ impl DatabaseConfig {
 impl Validate for DatabaseConfig {
     fn validate(&self, faults: &mut Faults) {
         let url = self.url.expose_secret();
-        if self
-            .sqlite_path()
-            .is_some_and(|path| path.as_os_str().is_empty() || path.as_os_str() == ":memory:")
-        {
+        if self.sqlite_path().is_some_and(|path| path.as_os_str().is_empty() || path.as_os_str() == ":memory:") {
             faults.push("database.url", "must name a file after sqlite:");
-        } else if self.sqlite_path().is_none()
-            && !url.starts_with("postgres://")
-            && !url.starts_with("postgresql://")
-        {
+        } else if self.sqlite_path().is_none() && !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             faults.push("database.url", "must begin with sqlite: or postgres://");
         } else if self.sqlite_path().is_none() && PgConnectOptions::from_str(url).is_err() {
             faults.push("database.url", "is no valid PostgreSQL URL");
@@ -61,10 +54,7 @@ impl Validate for DatabaseConfig {
             faults.push("database.max_connections", "must lie between 1 and 1000");
         }
         if !(1..=600_000).contains(&self.acquire_timeout_ms) {
-            faults.push(
-                "database.acquire_timeout_ms",
-                "must lie between 1 and 600000",
-            );
+            faults.push("database.acquire_timeout_ms", "must lie between 1 and 600000");
         }
     }
 }
@@ -84,10 +74,7 @@ pub async fn connect(config: &DatabaseConfig) -> anyhow::Result<DatabaseConnecti
         .connect_timeout(Duration::from_millis(config.acquire_timeout_ms))
         .sqlx_logging(false);
     if let Some(path) = config.sqlite_path() {
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-        {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             tokio::fs::create_dir_all(folder)
                 .await
                 .with_context(|| format!("cannot create the folder {}", folder.display()))?;
@@ -109,18 +96,9 @@ pub async fn connect(config: &DatabaseConfig) -> anyhow::Result<DatabaseConnecti
             .with_context(|| format!("cannot open the SQLite database {}", path.display()));
     }
     let place = PgConnectOptions::from_str(config.url.expose_secret())
-        .map(|o| {
-            format!(
-                "{}:{}/{}",
-                o.get_host(),
-                o.get_port(),
-                o.get_database().unwrap_or("")
-            )
-        })
+        .map(|o| format!("{}:{}/{}", o.get_host(), o.get_port(), o.get_database().unwrap_or("")))
         .unwrap_or_default();
-    Database::connect(options)
-        .await
-        .with_context(|| format!("cannot connect to the PostgreSQL database {place}"))
+    Database::connect(options).await.with_context(|| format!("cannot connect to the PostgreSQL database {place}"))
 }
 
 /// Any number does, as long as every service and replica takes the same one: each has its own database.
@@ -132,25 +110,15 @@ const MIGRATION_LOCK: i64 = 0x6b65_7973;
 /// When a migration fails; on PostgreSQL none of them is then applied.
 pub async fn migrate<M: MigratorTrait>(db: &DatabaseConnection) -> anyhow::Result<()> {
     if db.get_database_backend() != DatabaseBackend::Postgres {
-        return M::up(db, None)
-            .await
-            .context("cannot apply the database migrations");
+        return M::up(db, None).await.context("cannot apply the database migrations");
     }
-    let transaction = db
-        .begin()
-        .await
-        .context("cannot begin the database migrations")?;
+    let transaction = db.begin().await.context("cannot begin the database migrations")?;
     transaction
         .execute_unprepared(&format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
         .await
         .context("cannot take the migration lock")?;
-    M::up(&transaction, None)
-        .await
-        .context("cannot apply the database migrations")?;
-    transaction
-        .commit()
-        .await
-        .context("cannot commit the database migrations")
+    M::up(&transaction, None).await.context("cannot apply the database migrations")?;
+    transaction.commit().await.context("cannot commit the database migrations")
 }
 
 /// Begins a transaction that will write: on SQLite it takes the write lock at once, since a lock that is taken later fails
@@ -177,9 +145,9 @@ pub fn is_unavailable(error: &DbErr) -> bool {
                 | sea_orm::sqlx::Error::PoolClosed
                 | sea_orm::sqlx::Error::WorkerCrashed => true,
                 // Class 57P: the server is shutting down or starting up; 08: connection exceptions; 53: out of resources.
-                sea_orm::sqlx::Error::Database(e) => e.code().is_some_and(|c| {
-                    c.starts_with("57P") || c.starts_with("08") || c.starts_with("53")
-                }),
+                sea_orm::sqlx::Error::Database(e) => {
+                    e.code().is_some_and(|c| c.starts_with("57P") || c.starts_with("08") || c.starts_with("53"))
+                }
                 _ => false,
             }
         }
@@ -190,21 +158,16 @@ pub fn is_unavailable(error: &DbErr) -> bool {
 /// Whether the error means that two transactions met, so that the whole transaction is worth repeating at once.
 pub fn is_conflict(error: &DbErr) -> bool {
     // PostgreSQL: serialization failure, deadlock. SQLite: busy in its three forms.
-    database_code(error)
-        .is_some_and(|code| matches!(code.as_str(), "40001" | "40P01" | "5" | "261" | "517"))
+    database_code(error).is_some_and(|code| matches!(code.as_str(), "40001" | "40P01" | "5" | "261" | "517"))
 }
 
 /// Whether the error means that a row with this unique value exists already.
 pub fn is_unique_violation(error: &DbErr) -> bool {
-    matches!(
-        error.sql_err(),
-        Some(sea_orm::SqlErr::UniqueConstraintViolation(_))
-    )
+    matches!(error.sql_err(), Some(sea_orm::SqlErr::UniqueConstraintViolation(_)))
 }
 
 fn database_code(error: &DbErr) -> Option<String> {
-    let (DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e))) = error
-    else {
+    let (DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e))) = error else {
         return None;
     };
     match &**e {

@@ -22,10 +22,7 @@ pub struct OsEntropy;
 impl Entropy for OsEntropy {
     /// # Panics
     /// If the operating system has no randomness to give: no secret may then be made.
-    #[expect(
-        clippy::expect_used,
-        reason = "going on without randomness would make guessable secrets"
-    )]
+    #[expect(clippy::expect_used, reason = "going on without randomness would make guessable secrets")]
     fn fill(&self, buffer: &mut [u8]) {
         getrandom::fill(buffer).expect("the operating system must provide randomness");
     }
@@ -49,9 +46,6 @@ impl Debug for SeededEntropy {
 
 impl Entropy for SeededEntropy {
     fn fill(&self, buffer: &mut [u8]) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .fill_bytes(buffer);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(buffer);
     }
 }

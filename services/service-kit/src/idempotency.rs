@@ -77,16 +77,8 @@ pub fn fingerprint(parts: &[&[u8]]) -> [u8; 32] {
 ///
 /// # Errors
 /// As the database has them.
-pub async fn recall(
-    db: &impl ConnectionTrait,
-    key: &RequestKey,
-    now: DateTime<Utc>,
-) -> Result<Recall, DbErr> {
-    let id = (
-        key.method.to_owned(),
-        key.scope.clone(),
-        key.request_id.clone(),
-    );
+pub async fn recall(db: &impl ConnectionTrait, key: &RequestKey, now: DateTime<Utc>) -> Result<Recall, DbErr> {
+    let id = (key.method.to_owned(), key.scope.clone(), key.request_id.clone());
     let Some(row) = entity::Entity::find_by_id(id.clone()).one(db).await? else {
         return Ok(Recall::New);
     };
@@ -97,10 +89,7 @@ pub async fn recall(
     if row.fingerprint != key.fingerprint {
         return Ok(Recall::Reused);
     }
-    Ok(Recall::Replay {
-        resource_id: row.resource_id,
-        payload: row.payload,
-    })
+    Ok(Recall::Replay { resource_id: row.resource_id, payload: row.payload })
 }
 
 /// Remembers what a request made, in the transaction that makes it. When two calls race, one of them fails here with a
@@ -124,10 +113,7 @@ pub async fn record(
         payload: Set(payload),
         created_at: Set(to_micros(now)),
     };
-    entity::Entity::insert(row)
-        .exec_without_returning(db)
-        .await
-        .map(drop)
+    entity::Entity::insert(row).exec_without_returning(db).await.map(drop)
 }
 
 /// Forgets the requests made before `before`; answers how many.
@@ -135,10 +121,8 @@ pub async fn record(
 /// # Errors
 /// As the database has them.
 pub async fn purge(db: &impl ConnectionTrait, before: DateTime<Utc>) -> Result<u64, DbErr> {
-    let deleted = entity::Entity::delete_many()
-        .filter(entity::Column::CreatedAt.lt(to_micros(before)))
-        .exec(db)
-        .await?;
+    let deleted =
+        entity::Entity::delete_many().filter(entity::Column::CreatedAt.lt(to_micros(before))).exec(db).await?;
     Ok(deleted.rows_affected)
 }
 
@@ -160,13 +144,7 @@ pub async fn create_table(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .to_owned();
     manager.create_table(table).await?;
     manager
-        .create_index(
-            Index::create()
-                .name("requests_created_at")
-                .table("requests")
-                .col("created_at")
-                .to_owned(),
-        )
+        .create_index(Index::create().name("requests_created_at").table("requests").col("created_at").to_owned())
         .await
 }
 
@@ -175,9 +153,7 @@ pub async fn create_table(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
 /// # Errors
 /// As the database has them.
 pub async fn drop_table(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
-    manager
-        .drop_table(Table::drop().table("requests").to_owned())
-        .await
+    manager.drop_table(Table::drop().table("requests").to_owned()).await
 }
 
 #[cfg(all(test, feature = "testing"))]

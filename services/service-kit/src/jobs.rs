@@ -78,17 +78,9 @@ const QUEUE: usize = 8;
 
 impl JobRegistry {
     /// Starts a job: activated at once, then at least once a period of the clock, until `shutdown`.
-    pub fn spawn(
-        &self,
-        job: Arc<dyn Reconciler>,
-        clock: SharedClock,
-        shutdown: CancellationToken,
-    ) -> JobHandle {
+    pub fn spawn(&self, job: Arc<dyn Reconciler>, clock: SharedClock, shutdown: CancellationToken) -> JobHandle {
         let (requests, inbox) = mpsc::channel(QUEUE);
-        let handle = JobHandle {
-            name: job.name(),
-            requests,
-        };
+        let handle = JobHandle { name: job.name(), requests };
         let task = tokio::spawn(drive(job, clock, shutdown, inbox));
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.handles.insert(handle.name, handle.clone());
@@ -101,14 +93,8 @@ impl JobRegistry {
     /// # Errors
     /// The first activation that fails.
     pub async fn settle(&self) -> anyhow::Result<u64> {
-        let handles: Vec<_> = self
-            .jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .handles
-            .values()
-            .cloned()
-            .collect();
+        let handles: Vec<_> =
+            self.jobs.lock().unwrap_or_else(PoisonError::into_inner).handles.values().cloned().collect();
         let mut total = 0;
         loop {
             let mut round = 0;
@@ -124,23 +110,13 @@ impl JobRegistry {
 
     /// Waits until every job has ended after `shutdown`.
     pub async fn join(&self) {
-        let tasks = std::mem::take(
-            &mut self
-                .jobs
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .tasks,
-        );
+        let tasks = std::mem::take(&mut self.jobs.lock().unwrap_or_else(PoisonError::into_inner).tasks);
         for task in tasks {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a job ended by a panic");
             }
         }
-        self.jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .handles
-            .clear();
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).handles.clear();
     }
 }
 
@@ -160,9 +136,7 @@ async fn drive(
             // Who asked may have gone.
             let _: Result<(), _> = Reply::send(reply, result);
         }
-        let next = now
-            .checked_add_signed(period)
-            .unwrap_or(DateTime::<Utc>::MAX_UTC);
+        let next = now.checked_add_signed(period).unwrap_or(DateTime::<Utc>::MAX_UTC);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
@@ -193,16 +167,11 @@ fn report(name: &'static str, result: &anyhow::Result<JobReport>) {
         }
         Ok(_) => "idle",
         Err(error) => {
-            tracing::warn!(
-                job = name,
-                error = format!("{error:#}"),
-                "job failed; it will be tried again"
-            );
+            tracing::warn!(job = name, error = format!("{error:#}"), "job failed; it will be tried again");
             "error"
         }
     };
-    metrics::counter!("keysweep_job_activations_total", "job" => name, "outcome" => outcome)
-        .increment(1);
+    metrics::counter!("keysweep_job_activations_total", "job" => name, "outcome" => outcome).increment(1);
 }
 
 #[cfg(test)]
@@ -222,16 +191,8 @@ mod tests {
             Duration::from_secs(60)
         }
         async fn activate(&self, _: DateTime<Utc>) -> anyhow::Result<JobReport> {
-            let did = self
-                .0
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
-                    left.checked_sub(1)
-                })
-                .is_ok();
-            Ok(JobReport {
-                work: did.into(),
-                detail: Value::Null,
-            })
+            let did = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+            Ok(JobReport { work: did.into(), detail: Value::Null })
         }
     }
 

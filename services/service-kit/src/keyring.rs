@@ -72,9 +72,7 @@ pub enum KeyRingError {
         source: std::io::Error,
     },
     /// The file is missing and must not be made anew.
-    #[error(
-        "the keyring {0} is missing; put it back from its backup: without it the stored keys are worthless"
-    )]
+    #[error("the keyring {0} is missing; put it back from its backup: without it the stored keys are worthless")]
     Missing(PathBuf),
     /// The text is not a ring.
     #[error("the keyring is malformed: {0}")]
@@ -95,12 +93,7 @@ pub struct Sealed {
 
 impl fmt::Debug for Sealed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Sealed(v{}, {} bytes)",
-            self.master_version,
-            self.bytes.len()
-        )
+        write!(f, "Sealed(v{}, {} bytes)", self.master_version, self.bytes.len())
     }
 }
 
@@ -115,12 +108,7 @@ pub struct KeyRing {
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let versions = |keys: &BTreeMap<u32, _>| keys.keys().copied().collect::<Vec<_>>();
-        write!(
-            f,
-            "KeyRing(peppers {:?}, masters {:?})",
-            versions(&self.peppers),
-            versions(&self.masters)
-        )
+        write!(f, "KeyRing(peppers {:?}, masters {:?})", versions(&self.peppers), versions(&self.masters))
     }
 }
 
@@ -163,10 +151,7 @@ impl KeyRing {
                     return Err(KeyRingError::Missing(path));
                 }
                 let text = Self::generate(entropy);
-                write_private(&path, &text).map_err(|source| KeyRingError::File {
-                    path: path.clone(),
-                    source,
-                })?;
+                write_private(&path, &text).map_err(|source| KeyRingError::File { path: path.clone(), source })?;
                 tracing::info!(path = %path.display(), "made a new keyring: back it up apart from the database");
                 Self::parse(&text)
             }
@@ -196,17 +181,10 @@ impl KeyRing {
     pub fn parse(text: &str) -> Result<Self, KeyRingError> {
         // The parser's own message quotes the line at fault, which may hold a secret.
         let ring: RingText = toml::from_str(text).map_err(|e| {
-            let line = e.span().map_or(0, |span| {
-                text[..span.start.min(text.len())].lines().count().max(1)
-            });
-            KeyRingError::Malformed(format!(
-                "line {line} is not of the form that the documentation shows"
-            ))
+            let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            KeyRingError::Malformed(format!("line {line} is not of the form that the documentation shows"))
         })?;
-        let (peppers, masters) = (
-            read_keys("pepper", ring.pepper)?,
-            read_keys("master", ring.master)?,
-        );
+        let (peppers, masters) = (read_keys("pepper", ring.pepper)?, read_keys("master", ring.master)?);
         Ok(Self { peppers, masters })
     }
 
@@ -234,62 +212,31 @@ impl KeyRing {
     ///
     /// # Errors
     /// [`KeyRingError::Sealed`] when the plaintext is too long for the cipher.
-    pub fn seal(
-        &self,
-        plaintext: &[u8],
-        associated: &[u8],
-        entropy: &dyn Entropy,
-    ) -> Result<Sealed, KeyRingError> {
-        let (version, key) = self
-            .masters
-            .last_key_value()
-            .ok_or(KeyRingError::Sealed("the ring has no master key"))?;
+    pub fn seal(&self, plaintext: &[u8], associated: &[u8], entropy: &dyn Entropy) -> Result<Sealed, KeyRingError> {
+        let (version, key) = self.masters.last_key_value().ok_or(KeyRingError::Sealed("the ring has no master key"))?;
         let mut nonce = [0; NONCE_BYTES];
         entropy.fill(&mut nonce);
         let ciphertext = XChaCha20Poly1305::new((&**key).into())
-            .encrypt(
-                XNonce::from_slice(&nonce),
-                Payload {
-                    msg: plaintext,
-                    aad: associated,
-                },
-            )
+            .encrypt(XNonce::from_slice(&nonce), Payload { msg: plaintext, aad: associated })
             .map_err(|_| KeyRingError::Sealed("the cipher refused it"))?;
         let mut bytes = nonce.to_vec();
         bytes.extend_from_slice(&ciphertext);
-        Ok(Sealed {
-            master_version: *version,
-            bytes,
-        })
+        Ok(Sealed { master_version: *version, bytes })
     }
 
     /// Opens what [`KeyRing::seal`] sealed with the same `associated`.
     ///
     /// # Errors
     /// [`KeyRingError::Sealed`] when the version is unknown, or anything was changed.
-    pub fn open(
-        &self,
-        sealed: &Sealed,
-        associated: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, KeyRingError> {
+    pub fn open(&self, sealed: &Sealed, associated: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyRingError> {
         let key = self
             .masters
             .get(&sealed.master_version)
-            .ok_or(KeyRingError::Sealed(
-                "the ring lacks its master key's version",
-            ))?;
-        let (nonce, ciphertext) = sealed
-            .bytes
-            .split_at_checked(NONCE_BYTES)
-            .ok_or(KeyRingError::Sealed("it is too short"))?;
+            .ok_or(KeyRingError::Sealed("the ring lacks its master key's version"))?;
+        let (nonce, ciphertext) =
+            sealed.bytes.split_at_checked(NONCE_BYTES).ok_or(KeyRingError::Sealed("it is too short"))?;
         XChaCha20Poly1305::new((&**key).into())
-            .decrypt(
-                XNonce::from_slice(nonce),
-                Payload {
-                    msg: ciphertext,
-                    aad: associated,
-                },
-            )
+            .decrypt(XNonce::from_slice(nonce), Payload { msg: ciphertext, aad: associated })
             .map(Zeroizing::new)
             .map_err(|_| KeyRingError::Sealed("it does not belong here, or was changed"))
     }
@@ -298,12 +245,7 @@ impl KeyRing {
     pub fn fingerprints(&self) -> Vec<(String, [u8; 32])> {
         let digest = |kind: &str, keys: &BTreeMap<u32, Zeroizing<[u8; 32]>>| {
             keys.iter()
-                .map(|(version, key)| {
-                    (
-                        format!("{kind} {version}"),
-                        keyed_hash(key, b"keysweep/fingerprint/v1"),
-                    )
-                })
+                .map(|(version, key)| (format!("{kind} {version}"), keyed_hash(key, b"keysweep/fingerprint/v1")))
                 .collect::<Vec<_>>()
         };
         let mut all = digest("pepper", &self.peppers);
@@ -314,16 +256,11 @@ impl KeyRing {
 
 fn keyed_hash(key: &[u8; 32], data: &[u8]) -> [u8; 32] {
     // A key of 32 bytes always fits; the empty hash below is never reached.
-    <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(key).map_or_else(
-        |_| Sha256::digest(b"").into(),
-        |mac| mac.chain_update(data).finalize().into_bytes().into(),
-    )
+    <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(key)
+        .map_or_else(|_| Sha256::digest(b"").into(), |mac| mac.chain_update(data).finalize().into_bytes().into())
 }
 
-fn read_keys(
-    kind: &str,
-    texts: Vec<KeyText>,
-) -> Result<BTreeMap<u32, Zeroizing<[u8; 32]>>, KeyRingError> {
+fn read_keys(kind: &str, texts: Vec<KeyText>) -> Result<BTreeMap<u32, Zeroizing<[u8; 32]>>, KeyRingError> {
     let mut keys = BTreeMap::new();
     for text in texts {
         let version = text.version;
@@ -332,12 +269,10 @@ fn read_keys(
                 .decode(text.key.expose_secret())
                 .map_err(|_| KeyRingError::Malformed(format!("{kind} {version} is not base64")))?,
         );
-        let key: [u8; 32] = bytes.as_slice().try_into().map_err(|_| {
-            KeyRingError::Malformed(format!(
-                "{kind} {version} has {} bytes, not 32",
-                bytes.len()
-            ))
-        })?;
+        let key: [u8; 32] = bytes
+            .as_slice()
+            .try_into()
+            .map_err(|_| KeyRingError::Malformed(format!("{kind} {version} has {} bytes, not 32", bytes.len())))?;
         if version == 0 || keys.insert(version, Zeroizing::new(key)).is_some() {
             return Err(KeyRingError::Malformed(format!(
                 "{kind} {version}: versions count from 1 and stand once each"
@@ -351,10 +286,7 @@ fn read_keys(
 }
 
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    if let Some(folder) = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-    {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder)?;
     }
     let mut options = std::fs::OpenOptions::new();
@@ -384,26 +316,14 @@ mod tests {
         let mut changed = sealed.clone();
         *changed.bytes.last_mut().expect("bytes") ^= 1;
         assert!(ring.open(&changed, b"key_1").is_err());
-        assert!(
-            ring.open(
-                &Sealed {
-                    master_version: 2,
-                    ..sealed
-                },
-                b"key_1"
-            )
-            .is_err()
-        );
+        assert!(ring.open(&Sealed { master_version: 2, ..sealed }, b"key_1").is_err());
     }
 
     #[test]
     fn a_malformed_ring_is_refused_without_its_secrets() {
-        for text in [
-            "",
-            "nonsense",
-            "[[pepper]]\nversion = 1\nkey = \"hunter2\"",
-            "[[pepper]]\nversion = 1\nkey = hunter2",
-        ] {
+        for text in
+            ["", "nonsense", "[[pepper]]\nversion = 1\nkey = \"hunter2\"", "[[pepper]]\nversion = 1\nkey = hunter2"]
+        {
             let error = KeyRing::parse(text).expect_err("refused").to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
@@ -418,11 +338,7 @@ mod tests {
     fn a_missing_ring_is_made_only_where_it_may() {
         let folder = tempfile::tempdir().expect("folder");
         let db = folder.path().join("a.sqlite");
-        let config = KeyRingConfig {
-            keyring: String::new().into(),
-            path: String::new(),
-            create_if_missing: true,
-        };
+        let config = KeyRingConfig { keyring: String::new().into(), path: String::new(), create_if_missing: true };
         let load = |may| KeyRing::load(&config, Some(&db), may, &SeededEntropy::new(3));
         assert!(matches!(load(false), Err(KeyRingError::Missing(_))));
         let made = load(true).expect("made").fingerprints();

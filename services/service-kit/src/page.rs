@@ -41,20 +41,13 @@ pub fn decode(page_size: i32, page_token: &str, filter: &str) -> Result<Page, Pa
     if page_token.is_empty() {
         return Ok(Page { size, cursor: None });
     }
-    let bytes = BASE64_URL_SAFE_NO_PAD
-        .decode(page_token)
-        .map_err(|_| PageError::ForeignToken)?;
-    let (tag, cursor) = bytes
-        .split_at_checked(TAG_BYTES)
-        .ok_or(PageError::ForeignToken)?;
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(page_token).map_err(|_| PageError::ForeignToken)?;
+    let (tag, cursor) = bytes.split_at_checked(TAG_BYTES).ok_or(PageError::ForeignToken)?;
     let cursor = std::str::from_utf8(cursor).map_err(|_| PageError::ForeignToken)?;
     if tag != self::tag(filter, cursor) {
         return Err(PageError::ForeignToken);
     }
-    Ok(Page {
-        size,
-        cursor: Some(cursor.to_owned()),
-    })
+    Ok(Page { size, cursor: Some(cursor.to_owned()) })
 }
 
 /// The token of the page after `cursor`.

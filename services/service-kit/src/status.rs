@@ -27,10 +27,7 @@ impl StatusBuilder {
         Self {
             code,
             message: message.into(),
-            reason: reason
-                .strip_prefix("ERROR_REASON_")
-                .unwrap_or(reason)
-                .to_owned(),
+            reason: reason.strip_prefix("ERROR_REASON_").unwrap_or(reason).to_owned(),
             metadata: std::collections::HashMap::new(),
             details: ErrorDetails::new(),
         }
@@ -45,8 +42,7 @@ impl StatusBuilder {
     /// Adds a `BadRequest` with every field at fault.
     pub fn violations(mut self, violations: &Violations) -> Self {
         for one in violations.iter() {
-            self.details
-                .add_bad_request_violation(&one.field, &one.description);
+            self.details.add_bad_request_violation(&one.field, &one.description);
         }
         self
     }
@@ -65,28 +61,22 @@ impl StatusBuilder {
 
     /// Adds a `PreconditionFailure`: what must change before the call can succeed.
     pub fn precondition(mut self, kind: &str, subject: &str, description: &str) -> Self {
-        self.details
-            .add_precondition_failure_violation(kind, subject, description);
+        self.details.add_precondition_failure_violation(kind, subject, description);
         self
     }
 
     /// The status.
     pub fn build(mut self) -> Status {
-        self.details
-            .set_error_info(self.reason, DOMAIN, self.metadata);
+        self.details.set_error_info(self.reason, DOMAIN, self.metadata);
         Status::with_error_details(self.code, self.message, self.details)
     }
 }
 
 /// INVALID_ARGUMENT that names every field at fault, in the message too, for those who see nothing else.
 pub fn invalid_fields(violations: &Violations) -> Status {
-    StatusBuilder::new(
-        Code::InvalidArgument,
-        "INVALID_FIELDS",
-        format!("invalid request: {violations}"),
-    )
-    .violations(violations)
-    .build()
+    StatusBuilder::new(Code::InvalidArgument, "INVALID_FIELDS", format!("invalid request: {violations}"))
+        .violations(violations)
+        .build()
 }
 
 /// INTERNAL in one fixed sentence: the cause is for the log, not for the caller.
@@ -101,13 +91,9 @@ pub fn internal() -> Status {
 
 /// UNAVAILABLE because the database does not answer; worth a retry.
 pub fn storage_unavailable() -> Status {
-    StatusBuilder::new(
-        Code::Unavailable,
-        "STORAGE_UNAVAILABLE",
-        "the database cannot be reached",
-    )
-    .retry_after(Duration::from_secs(1))
-    .build()
+    StatusBuilder::new(Code::Unavailable, "STORAGE_UNAVAILABLE", "the database cannot be reached")
+        .retry_after(Duration::from_secs(1))
+        .build()
 }
 
 /// UNAVAILABLE because the server is about to stop; streams end with it.
@@ -119,27 +105,18 @@ pub fn draining() -> Status {
 
 /// DEADLINE_EXCEEDED, of the caller's deadline or the server's limit.
 pub fn deadline_exceeded() -> Status {
-    StatusBuilder::new(
-        Code::DeadlineExceeded,
-        "DEADLINE_EXCEEDED",
-        "the call took longer than its deadline",
-    )
-    .build()
+    StatusBuilder::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call took longer than its deadline").build()
 }
 
 /// INVALID_ARGUMENT for a page that cannot be had.
 pub fn page_error(error: crate::page::PageError) -> Status {
     match error {
-        crate::page::PageError::NegativeSize => {
-            invalid_fields(&Violations::of("page_size", error.to_string()))
+        crate::page::PageError::NegativeSize => invalid_fields(&Violations::of("page_size", error.to_string())),
+        crate::page::PageError::ForeignToken => {
+            StatusBuilder::new(Code::InvalidArgument, "PAGE_TOKEN_INVALID", error.to_string())
+                .violations(&Violations::of("page_token", error.to_string()))
+                .build()
         }
-        crate::page::PageError::ForeignToken => StatusBuilder::new(
-            Code::InvalidArgument,
-            "PAGE_TOKEN_INVALID",
-            error.to_string(),
-        )
-        .violations(&Violations::of("page_token", error.to_string()))
-        .build(),
     }
 }
 
@@ -155,18 +132,8 @@ mod tests {
         let status = invalid_fields(&faults);
         let details = status.get_error_details();
         let info = details.error_info().expect("error info");
-        assert_eq!(
-            (info.reason.as_str(), info.domain.as_str()),
-            ("INVALID_FIELDS", "keysweep")
-        );
-        assert_eq!(
-            details
-                .bad_request()
-                .expect("bad request")
-                .field_violations
-                .len(),
-            2
-        );
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("INVALID_FIELDS", "keysweep"));
+        assert_eq!(details.bad_request().expect("bad request").field_violations.len(), 2);
         assert!(status.message().contains("email: is no email address"));
     }
 }

@@ -40,10 +40,7 @@ pub struct MetricsConfig {
 impl Validate for MetricsConfig {
     fn validate(&self, faults: &mut Faults) {
         if !self.listen.is_empty() && self.listen.parse::<SocketAddr>().is_err() {
-            faults.push(
-                "metrics.listen",
-                "must be empty or an address with a port, such as 127.0.0.1:9091",
-            );
+            faults.push("metrics.listen", "must be empty or an address with a port, such as 127.0.0.1:9091");
         }
     }
 }
@@ -54,14 +51,10 @@ impl Validate for MetricsConfig {
 /// When the process has a logger already.
 pub fn init_logging(config: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.level).context("log.level")?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let done = match config.format.as_str() {
         "json" => builder.json().flatten_event(true).try_init(),
-        _ => builder
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .try_init(),
+        _ => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
     };
     done.map_err(|e| anyhow::anyhow!("cannot set up logging: {e}"))
 }

@@ -23,19 +23,14 @@ pub fn truncate(at: DateTime<Utc>) -> DateTime<Utc> {
 
 /// The instant as a protobuf timestamp.
 pub fn to_proto(at: DateTime<Utc>) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: at.timestamp(),
-        nanos: at.timestamp_subsec_nanos().min(999_999_999) as i32,
-    }
+    prost_types::Timestamp { seconds: at.timestamp(), nanos: at.timestamp_subsec_nanos().min(999_999_999) as i32 }
 }
 
 /// The instant of a protobuf timestamp, cut to the microsecond. `None` outside the years 1 to 9999 that protobuf allows.
 pub fn from_proto(stamp: &prost_types::Timestamp) -> Option<DateTime<Utc>> {
     const FIRST: i64 = -62_135_596_800;
     const LAST: i64 = 253_402_300_799;
-    let nanos = u32::try_from(stamp.nanos)
-        .ok()
-        .filter(|n| *n < 1_000_000_000)?;
+    let nanos = u32::try_from(stamp.nanos).ok().filter(|n| *n < 1_000_000_000)?;
     if !(FIRST..=LAST).contains(&stamp.seconds) {
         return None;
     }
@@ -44,10 +39,7 @@ pub fn from_proto(stamp: &prost_types::Timestamp) -> Option<DateTime<Utc>> {
 
 /// The span as a protobuf duration.
 pub fn duration_to_proto(span: TimeDelta) -> prost_types::Duration {
-    prost_types::Duration {
-        seconds: span.num_seconds(),
-        nanos: span.subsec_nanos(),
-    }
+    prost_types::Duration { seconds: span.num_seconds(), nanos: span.subsec_nanos() }
 }
 
 /// The span of a protobuf duration. `None` where its parts are out of range or of different signs.
@@ -82,18 +74,9 @@ mod tests {
 
     #[test]
     fn impossible_timestamps_are_refused() {
-        for (seconds, nanos) in [
-            (0, -1),
-            (0, 1_000_000_000),
-            (-62_135_596_801, 0),
-            (253_402_300_800, 0),
-            (i64::MAX, 0),
-        ] {
-            assert_eq!(
-                from_proto(&prost_types::Timestamp { seconds, nanos }),
-                None,
-                "{seconds} {nanos}"
-            );
+        for (seconds, nanos) in [(0, -1), (0, 1_000_000_000), (-62_135_596_801, 0), (253_402_300_800, 0), (i64::MAX, 0)]
+        {
+            assert_eq!(from_proto(&prost_types::Timestamp { seconds, nanos }), None, "{seconds} {nanos}");
         }
     }
 }

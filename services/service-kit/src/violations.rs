@@ -16,10 +16,7 @@ pub struct Violations(Vec<FieldViolation>);
 impl Violations {
     /// Notes one more fault.
     pub fn push(&mut self, field: impl Into<String>, description: impl Into<String>) {
-        self.0.push(FieldViolation {
-            field: field.into(),
-            description: description.into(),
-        });
+        self.0.push(FieldViolation { field: field.into(), description: description.into() });
     }
 
     /// The faults of one field alone.
@@ -56,10 +53,7 @@ impl Violations {
             self.push(field, format!("must be at most {max} characters"));
         }
         if text.chars().any(is_deceptive) {
-            self.push(
-                field,
-                "must not contain control or text-direction characters",
-            );
+            self.push(field, "must not contain control or text-direction characters");
         }
     }
 

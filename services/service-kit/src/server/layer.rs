@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,11 +26,13 @@ const BEFORE_TONIC: Duration = Duration::from_millis(5);
 #[derive(Clone, Debug)]
 pub(super) struct ContextLayer {
     limit: Duration,
+    /// Paths that the limit does not hold for.
+    long_calls: Arc<[&'static str]>,
 }
 
 impl ContextLayer {
-    pub(super) fn new(limit: Duration) -> Self {
-        Self { limit }
+    pub(super) fn new(limit: Duration, long_calls: Arc<[&'static str]>) -> Self {
+        Self { limit, long_calls }
     }
 }
 
@@ -37,17 +40,14 @@ impl<S> Layer<S> for ContextLayer {
     type Service = ContextService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ContextService {
-            inner,
-            limit: self.limit,
-        }
+        ContextService { inner, rules: self.clone() }
     }
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct ContextService<S> {
     inner: S,
-    limit: Duration,
+    rules: ContextLayer,
 }
 
 impl<S> Service<Request<Body>> for ContextService<S>
@@ -70,51 +70,38 @@ where
         let actor = match actor_header(request.headers()) {
             Ok(actor) => actor,
             Err(status) => {
-                return Box::pin(std::future::ready(Ok(finish(
-                    status.into_http(),
-                    &request_id,
-                    &path,
-                    started,
-                ))));
+                return Box::pin(std::future::ready(Ok(finish(status.into_http(), &request_id, &path, started))));
             }
         };
-        let limit =
-            caller_timeout(request.headers()).map_or(self.limit, |timeout| timeout.min(self.limit));
-        let traceparent = header(request.headers(), TRACEPARENT_KEY)
-            .filter(|value| is_traceparent(value))
-            .map(str::to_owned);
+        let own = (!self.rules.long_calls.contains(&path.as_str())).then_some(self.rules.limit);
+        let limit = [own, caller_timeout(request.headers())].into_iter().flatten().min();
+        let traceparent =
+            header(request.headers(), TRACEPARENT_KEY).filter(|value| is_traceparent(value)).map(str::to_owned);
         let span = tracing::info_span!("grpc", path, request_id, traceparent);
-        let peer = request
-            .extensions()
-            .get::<TcpConnectInfo>()
-            .and_then(TcpConnectInfo::remote_addr);
+        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         request.extensions_mut().insert(RequestContext {
             request_id: request_id.clone(),
             traceparent,
             actor,
-            deadline: Some(started + limit),
+            deadline: limit.and_then(|limit| started.checked_add(limit)),
             peer,
         });
         let answer = self.inner.call(request);
         let bounded = async move {
-            let response =
-                match tokio::time::timeout(limit.saturating_sub(BEFORE_TONIC), answer).await {
-                    Ok(Ok(response)) => response,
-                    Err(_) => deadline_exceeded().into_http(),
-                };
-            Ok(finish(response, &request_id, &path, started))
+            let response = match limit {
+                None => answer.await,
+                Some(limit) => tokio::time::timeout(limit.saturating_sub(BEFORE_TONIC), answer)
+                    .await
+                    .unwrap_or_else(|_| Ok(deadline_exceeded().into_http())),
+            };
+            response.map(|response| finish(response, &request_id, &path, started))
         };
         Box::pin(bounded.instrument(span))
     }
 }
 
 /// Echoes the call's id, counts the call and logs how it ended. What a stream ends with comes later and is not seen here.
-fn finish(
-    mut response: Response<Body>,
-    request_id: &str,
-    path: &str,
-    started: Instant,
-) -> Response<Body> {
+fn finish(mut response: Response<Body>, request_id: &str, path: &str, started: Instant) -> Response<Body> {
     if let Ok(value) = HeaderValue::from_str(request_id) {
         response.headers_mut().insert(REQUEST_ID_KEY, value);
     }
@@ -125,11 +112,8 @@ fn finish(
         .map_or(Code::Ok, Code::from_i32);
     let elapsed = started.elapsed();
     // Unknown paths come from outside: as labels they would grow without bound.
-    let method = if code == Code::Unimplemented {
-        "unknown".to_owned()
-    } else {
-        path.trim_start_matches('/').to_owned()
-    };
+    let method =
+        if code == Code::Unimplemented { "unknown".to_owned() } else { path.trim_start_matches('/').to_owned() };
     metrics::histogram!("rpc_server_duration_seconds", "rpc_method" => method, "rpc_grpc_status_code" => format!("{code:?}"))
         .record(elapsed.as_secs_f64());
     let millis = elapsed.as_micros() as f64 / 1_000.0;
@@ -169,11 +153,7 @@ fn actor_header(headers: &HeaderMap) -> Result<Option<Actor>, Status> {
     match (parsed, values.next()) {
         (Some(actor), None) => Ok(Some(actor)),
         _ => {
-            let text = format!(
-                "metadata {}: {}",
-                actor::METADATA_KEY,
-                actor::MalformedActor
-            );
+            let text = format!("metadata {}: {}", actor::METADATA_KEY, actor::MalformedActor);
             Err(StatusBuilder::new(Code::Unauthenticated, "ACTOR_REQUIRED", text).build())
         }
     }

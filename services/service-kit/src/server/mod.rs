@@ -39,11 +39,7 @@ pub struct ServerConfig {
 impl Validate for ServerConfig {
     fn validate(&self, faults: &mut Faults) {
         for (path, value, max) in [
-            (
-                "server.request_timeout_ms",
-                self.request_timeout_ms,
-                3_600_000,
-            ),
+            ("server.request_timeout_ms", self.request_timeout_ms, 3_600_000),
             ("server.drain_timeout_ms", self.drain_timeout_ms, 600_000),
         ] {
             if !(1..=max).contains(&value) {
@@ -72,6 +68,7 @@ pub struct GrpcServer {
     descriptors: &'static [u8],
     routes: Routes,
     names: Vec<&'static str>,
+    long_calls: Vec<&'static str>,
     shutdown: CancellationToken,
     streams: CancellationToken,
 }
@@ -79,16 +76,13 @@ pub struct GrpcServer {
 impl GrpcServer {
     /// A server without services yet. `descriptors` is the encoded descriptor set that reflection shows; `shutdown` starts
     /// the drain.
-    pub fn new(
-        config: &ServerConfig,
-        descriptors: &'static [u8],
-        shutdown: CancellationToken,
-    ) -> Self {
+    pub fn new(config: &ServerConfig, descriptors: &'static [u8], shutdown: CancellationToken) -> Self {
         Self {
             config: config.clone(),
             descriptors,
             routes: Routes::default(),
             names: Vec::new(),
+            long_calls: Vec::new(),
             shutdown,
             streams: CancellationToken::new(),
         }
@@ -111,6 +105,14 @@ impl GrpcServer {
         self
     }
 
+    /// Exempts the method at `path`, such as `/package.Service/Method`, from the server's limit: a client stream takes as
+    /// long as its client has something to send. The caller's own deadline still holds.
+    #[must_use]
+    pub fn long_call(mut self, path: &'static str) -> Self {
+        self.long_calls.push(path);
+        self
+    }
+
     /// Cancelled when server streams must end, each with a resume point and `status::draining()`.
     pub fn streams(&self) -> CancellationToken {
         self.streams.clone()
@@ -122,26 +124,23 @@ impl GrpcServer {
     /// # Errors
     /// When the listener fails or the descriptors are malformed.
     pub async fn serve(self, listener: TcpListener) -> anyhow::Result<()> {
-        let address = listener
-            .local_addr()
-            .context("the listener has no address")?;
+        let address = listener.local_addr().context("the listener has no address")?;
         let (health, health_service) = tonic_health::server::health_reporter();
         let routes = self.reflected_routes()?.add_service(health_service);
         set_all(&health, &self.names, ServingStatus::Serving).await;
 
         let stop = CancellationToken::new();
-        let incoming = TcpIncoming::from(listener)
-            .with_nodelay(Some(true))
-            .with_keepalive(Some(KEEPALIVE_INTERVAL));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
         let mut serving = std::pin::pin!(
             tonic::transport::Server::builder()
                 .max_concurrent_streams(self.config.max_concurrent_streams)
                 .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .http2_max_header_list_size(MAX_HEADER_BYTES)
-                .layer(layer::ContextLayer::new(Duration::from_millis(
-                    self.config.request_timeout_ms
-                )))
+                .layer(layer::ContextLayer::new(
+                    Duration::from_millis(self.config.request_timeout_ms),
+                    self.long_calls.as_slice().into()
+                ))
                 .add_routes(routes)
                 .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())
         );
@@ -160,9 +159,7 @@ impl GrpcServer {
         }
         self.streams.cancel();
         stop.cancel();
-        match tokio::time::timeout(Duration::from_millis(self.config.drain_timeout_ms), serving)
-            .await
-        {
+        match tokio::time::timeout(Duration::from_millis(self.config.drain_timeout_ms), serving).await {
             Ok(ended) => ended.context("the server ended")?,
             // An idle connection that ignores GOAWAY may stay for ever; nothing of ours is in flight on it.
             Err(_) => {
@@ -187,9 +184,7 @@ impl GrpcServer {
             builder
         };
         let v1 = builder()
-            .register_encoded_file_descriptor_set(
-                tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-            )
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
             .build_v1();
         let v1alpha = builder()
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
@@ -253,27 +248,17 @@ mod tests {
             max_concurrent_streams: 100,
         };
         let shutdown = CancellationToken::new();
-        let server = GrpcServer::new(
-            &config,
-            tonic_health::pb::FILE_DESCRIPTOR_SET,
-            shutdown.clone(),
-        )
-        .add_service(Silent);
+        let server =
+            GrpcServer::new(&config, tonic_health::pb::FILE_DESCRIPTOR_SET, shutdown.clone()).add_service(Silent);
         let task = tokio::spawn(server.serve(listener));
         let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", config.listen))
             .expect("an endpoint")
             .connect_lazy();
-        Server {
-            channel,
-            shutdown,
-            task,
-        }
+        Server { channel, shutdown, task }
     }
 
     fn ask(service: &str) -> HealthCheckRequest {
-        HealthCheckRequest {
-            service: service.to_owned(),
-        }
+        HealthCheckRequest { service: service.to_owned() }
     }
 
     #[tokio::test]
@@ -281,36 +266,12 @@ mod tests {
         let server = start(60_000).await;
         let mut health = HealthClient::new(server.channel);
         for service in ["", "test.Silent"] {
-            assert_eq!(
-                health
-                    .check(ask(service))
-                    .await
-                    .expect("an answer")
-                    .get_ref()
-                    .status(),
-                Answer::Serving
-            );
+            assert_eq!(health.check(ask(service)).await.expect("an answer").get_ref().status(), Answer::Serving);
         }
         let mut changes = health.watch(ask("")).await.expect("a watch").into_inner();
-        assert_eq!(
-            changes
-                .message()
-                .await
-                .expect("first")
-                .expect("first")
-                .status(),
-            Answer::Serving
-        );
+        assert_eq!(changes.message().await.expect("first").expect("first").status(), Answer::Serving);
         server.shutdown.cancel();
-        assert_eq!(
-            changes
-                .message()
-                .await
-                .expect("second")
-                .expect("second")
-                .status(),
-            Answer::NotServing
-        );
+        assert_eq!(changes.message().await.expect("second").expect("second").status(), Answer::NotServing);
         assert!(!server.task.is_finished(), "it stops only after its notice");
         server.task.abort();
     }
@@ -318,10 +279,7 @@ mod tests {
     #[tokio::test]
     async fn the_server_ends_when_asked() {
         let server = start(0).await;
-        HealthClient::new(server.channel)
-            .check(ask(""))
-            .await
-            .expect("an answer");
+        HealthClient::new(server.channel).check(ask("")).await.expect("an answer");
         server.shutdown.cancel();
         server.task.await.expect("no panic").expect("no error");
     }
@@ -334,28 +292,12 @@ mod tests {
         let path = http::uri::PathAndQuery::from_static("/test.Silent/Call");
         let codec = tonic_prost::ProstCodec::default();
         let mut request = tonic::Request::new(ask(""));
-        request
-            .metadata_mut()
-            .insert("x-request-id", "r-1".parse().expect("ascii"));
-        let status = client
-            .unary::<_, HealthCheckRequest, _>(request, path, codec)
-            .await
-            .expect_err("it never answers");
+        request.metadata_mut().insert("x-request-id", "r-1".parse().expect("ascii"));
+        let status =
+            client.unary::<_, HealthCheckRequest, _>(request, path, codec).await.expect_err("it never answers");
         assert_eq!(status.code(), Code::DeadlineExceeded);
-        assert_eq!(
-            status
-                .get_error_details()
-                .error_info()
-                .map(|info| info.reason.as_str()),
-            Some("DEADLINE_EXCEEDED")
-        );
-        assert_eq!(
-            status
-                .metadata()
-                .get("x-request-id")
-                .and_then(|id| id.to_str().ok()),
-            Some("r-1")
-        );
+        assert_eq!(status.get_error_details().error_info().map(|info| info.reason.as_str()), Some("DEADLINE_EXCEEDED"));
+        assert_eq!(status.metadata().get("x-request-id").and_then(|id| id.to_str().ok()), Some("r-1"));
         server.shutdown.cancel();
     }
 }

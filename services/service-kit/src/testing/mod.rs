@@ -42,17 +42,9 @@ impl TestDatabase {
             Kind::Sqlite => {
                 let folder = tempfile::tempdir().expect("a temporary folder");
                 let url = format!("sqlite:{}", folder.path().join("test.sqlite").display());
-                Self {
-                    kind,
-                    url,
-                    _folder: Some(folder),
-                }
+                Self { kind, url, _folder: Some(folder) }
             }
-            Kind::Postgres => Self {
-                kind,
-                url: postgres::new_database(),
-                _folder: None,
-            },
+            Kind::Postgres => Self { kind, url: postgres::new_database(), _folder: None },
         }
     }
 
@@ -69,11 +61,7 @@ impl TestDatabase {
 
 /// What a service under test is given: the test's clock, and randomness that `seed` determines.
 pub fn deps(clock: SharedClock, seed: u64) -> Deps {
-    Deps {
-        clock,
-        entropy: Arc::new(SeededEntropy::new(seed)),
-        jobs: JobRegistry::default(),
-    }
+    Deps { clock, entropy: Arc::new(SeededEntropy::new(seed)), jobs: JobRegistry::default() }
 }
 
 /// Writes a test for both databases: `name::sqlite` and `name::postgres`. The crate's build script must be the kit's

@@ -21,59 +21,28 @@ pub(super) fn new_database() -> String {
     let cluster = CLUSTER.get_or_init(start);
     let name = format!("t{}", DATABASES.fetch_add(1, Ordering::Relaxed));
     let socket = cluster.socket.display().to_string();
-    run(Command::new(tool("psql")).args([
-        "-h",
-        &socket,
-        "-U",
-        "postgres",
-        "-qc",
-        &format!("CREATE DATABASE {name}"),
-    ]));
-    format!(
-        "postgres://postgres@localhost/{name}?host={}",
-        socket.replace('/', "%2F")
-    )
+    run(Command::new(tool("psql")).args(["-h", &socket, "-U", "postgres", "-qc", &format!("CREATE DATABASE {name}")]));
+    format!("postgres://postgres@localhost/{name}?host={}", socket.replace('/', "%2F"))
 }
 
 fn start() -> Cluster {
-    let folder = tempfile::Builder::new()
-        .prefix("keysweep-pg-")
-        .tempdir()
-        .expect("a temporary folder")
-        .keep();
+    let folder = tempfile::Builder::new().prefix("keysweep-pg-").tempdir().expect("a temporary folder").keep();
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).expect("permissions");
     let data = folder.join("data");
     let (data_text, socket) = (data.display().to_string(), folder.display().to_string());
     run(&mut unprivileged(
         &tool("initdb"),
-        &[
-            "-D",
-            &data_text,
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "--no-sync",
-        ],
+        &["-D", &data_text, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
     ));
     // A test's data need not outlive the machine.
     let options = format!(
         "-k {socket} -c listen_addresses='' -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=400"
     );
     let log = data.join("server.log").display().to_string();
-    run(&mut unprivileged(
-        &tool("pg_ctl"),
-        &["-D", &data_text, "-o", &options, "-l", &log, "-w", "start"],
-    ));
+    run(&mut unprivileged(&tool("pg_ctl"), &["-D", &data_text, "-o", &options, "-l", &log, "-w", "start"]));
     let script = format!(
         "trap '' INT TERM; cat >/dev/null; {} >/dev/null 2>&1; rm -rf {socket}",
-        shell(&unprivileged(
-            &tool("pg_ctl"),
-            &["-D", &data_text, "-m", "immediate", "stop"]
-        ))
+        shell(&unprivileged(&tool("pg_ctl"), &["-D", &data_text, "-m", "immediate", "stop"]))
     );
     let watchdog = Command::new("sh")
         .args(["-c", &script])
@@ -82,22 +51,13 @@ fn start() -> Cluster {
         .stderr(Stdio::null())
         .spawn()
         .expect("sh");
-    Cluster {
-        socket: folder,
-        _watchdog: watchdog,
-    }
+    Cluster { socket: folder, _watchdog: watchdog }
 }
 
 /// A program of the server: on the path, or where Debian puts it.
 fn tool(name: &str) -> PathBuf {
-    let debian = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.path().join("bin"));
-    let on_path = std::env::var_os("PATH")
-        .map(|p| std::env::split_paths(&p).collect::<Vec<_>>())
-        .unwrap_or_default();
+    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|e| e.path().join("bin"));
+    let on_path = std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect::<Vec<_>>()).unwrap_or_default();
     debian
         .chain(on_path)
         .map(|folder| folder.join(name))
@@ -107,45 +67,30 @@ fn tool(name: &str) -> PathBuf {
 
 /// The server refuses to run as root: it then runs as the user that its package made.
 fn unprivileged(program: &Path, arguments: &[&str]) -> Command {
-    let is_root = Command::new("id")
-        .arg("-u")
-        .output()
-        .is_ok_and(|out| out.stdout.trim_ascii() == b"0");
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0");
     let mut command = if is_root {
         let mut command = Command::new("setpriv");
-        command
-            .args(["--reuid=postgres", "--regid=postgres", "--clear-groups"])
-            .arg(program);
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
         command
     } else {
         Command::new(program)
     };
-    command
-        .args(arguments)
-        .current_dir("/tmp")
-        .stdin(Stdio::null());
+    command.args(arguments).current_dir("/tmp").stdin(Stdio::null());
     command
 }
 
 fn shell(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| format!("'{}'", word.to_string_lossy()))
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| format!("'{}'", word.to_string_lossy())).collect::<Vec<_>>().join(" ")
 }
 
 fn run(command: &mut Command) {
     // The output goes to a file, not a pipe: the server inherits it and would keep a pipe open.
     let mut log = tempfile::tempfile().expect("a temporary file");
-    let status = command
-        .stdout(log.try_clone().expect("log"))
-        .stderr(log.try_clone().expect("log"))
-        .status();
+    let status = command.stdout(log.try_clone().expect("log")).stderr(log.try_clone().expect("log")).status();
     if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
         let mut text = String::new();
-        let _ = std::io::Seek::rewind(&mut log)
-            .and_then(|()| std::io::Read::read_to_string(&mut log, &mut text));
+        let _ = std::io::Seek::rewind(&mut log).and_then(|()| std::io::Read::read_to_string(&mut log, &mut text));
         panic!("{command:?}: {status:?}\n{text}");
     }
 }
