@@ -1,0 +1,426 @@
+//! Taking in, showing, changing and deleting locations; for agencies that opted out, with their keys.
+
+use secrecy::{ExposeSecret, SecretString};
+use service_kit::keyring::Sealed;
+use service_kit::page::Page;
+use service_kit::violations::Violations;
+
+use super::agencies::profile_fields;
+use super::error::{AppError, Resource};
+use super::generation::generation_event;
+use super::policy::Action;
+use super::ports::{AuditEvent, KeyOrder, MutationKey, Recalled, StoredLocation};
+use super::{
+    App, Call, Listed, check_etag, check_required, cursor, listed, mutation_key, retrying, written,
+};
+use crate::domain::LOCATION_ID;
+use crate::domain::profile::Profile;
+use crate::domain::resources::{Location, seal_binding};
+
+/// The location to take in.
+#[derive(Clone, Debug)]
+pub struct CreateLocation {
+    /// The agency that will own it.
+    pub agency_id: String,
+    /// Its business.
+    pub profile: Profile,
+    /// Makes the call repeatable. Empty: it is not.
+    pub request_id: String,
+}
+
+/// Which locations to list.
+#[derive(Clone, Debug)]
+pub struct ListLocations {
+    /// The agency that owns them.
+    pub agency_id: String,
+    /// Whether deleted ones are listed too.
+    pub show_deleted: bool,
+}
+
+/// A change of one location.
+#[derive(Clone, Debug)]
+pub struct UpdateLocation {
+    /// Which.
+    pub location_id: String,
+    /// The new values.
+    pub profile: Profile,
+    /// The fields to change. Empty: those that are set.
+    pub mask: Vec<String>,
+    /// The revision that was read. Empty: whatever it is.
+    pub etag: String,
+    /// Makes the call repeatable. Empty: it is not.
+    pub request_id: String,
+}
+
+/// A location as it is shown.
+#[derive(Clone, Debug)]
+pub struct LocationView {
+    /// The location.
+    pub location: Location,
+    /// Its key. Only while the agency has opted out.
+    pub api_key: Option<SecretString>,
+}
+
+impl App {
+    /// Takes in a location. For an agency that opted out its key comes into being first: if that fails, nothing is stored.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub async fn create_location(
+        &self,
+        call: &Call,
+        create: &CreateLocation,
+    ) -> Result<LocationView, AppError> {
+        // One id for every attempt: also without a request id they ask for one key.
+        let fresh = self.ids.next(LOCATION_ID, self.now());
+        let fresh = fresh.as_str();
+        retrying(|| Box::pin(self.try_create_location(call, create, fresh))).await
+    }
+
+    async fn try_create_location(
+        &self,
+        call: &Call,
+        create: &CreateLocation,
+        fresh: &str,
+    ) -> Result<LocationView, AppError> {
+        let now = self.now();
+        let agency = self
+            .permitted_agency(call, Action::Write, &create.agency_id)
+            .await?;
+        let mut profile = create.profile.clone();
+        if profile.time_zone.is_empty() {
+            profile.time_zone.clone_from(&agency.profile.time_zone);
+        }
+        let mut faults = Violations::default();
+        profile.check("location", &mut faults);
+        faults.check_request_id("request_id", &create.request_id);
+        faults.into_result()?;
+        let key = mutation_key(
+            "CreateLocation",
+            &agency.id,
+            &create.request_id,
+            &create.profile,
+        )?;
+        if let Some(id) = self.recall(key.as_ref(), now).await? {
+            return self.view_of(&id).await;
+        }
+        let setting = self.effective_setting(&agency.id).await?;
+        let mut location = Location {
+            id: fresh.to_owned(),
+            agency_id: agency.id,
+            profile,
+            created_at: now,
+            updated_at: now,
+            deleted_at: None,
+            revision: 1,
+        };
+        let (mut sealed_key, mut audit) = (None, None);
+        if let Some(person) = setting.standing_request() {
+            location.id = self.reserved_id(key.as_ref(), location.id).await?;
+            let order = standing_order(person.clone(), &location);
+            let (sealed, event) = self.generate_sealed(call, &order, &location).await?;
+            (sealed_key, audit) = (Some(sealed), Some(event));
+        }
+        let stored = StoredLocation {
+            location,
+            sealed_key,
+        };
+        let id = match written(
+            self.store
+                .insert_location(&stored, audit.as_ref(), key.as_ref())
+                .await?,
+        )? {
+            None => stored.location.id,
+            Some(id) => id,
+        };
+        self.view_of(&id).await
+    }
+
+    /// The id that an earlier try of the same call chose, so that all tries generate one key of one location.
+    async fn reserved_id(
+        &self,
+        key: Option<&MutationKey>,
+        fresh: String,
+    ) -> Result<String, AppError> {
+        let Some(key) = key else { return Ok(fresh) };
+        let key = MutationKey {
+            method: "CreateLocation.id",
+            ..key.clone()
+        };
+        match self.store.reserve(&key, &fresh, self.now()).await? {
+            Recalled::New => Ok(fresh),
+            Recalled::Replay(id) => Ok(id),
+            Recalled::Reused => Err(AppError::RequestIdReused),
+        }
+    }
+
+    async fn generate_sealed(
+        &self,
+        call: &Call,
+        order: &KeyOrder,
+        location: &Location,
+    ) -> Result<(Sealed, AuditEvent), AppError> {
+        let key = self.keys.generate(call, order).await?;
+        let binding = seal_binding(&location.agency_id, &location.id);
+        let sealed = self
+            .ring
+            .seal(
+                key.secret.expose_secret().as_bytes(),
+                &binding,
+                &*self.entropy,
+            )
+            .map_err(|e| {
+                AppError::Internal(format!("cannot seal the key of {}: {e}", location.id))
+            })?;
+        Ok((sealed, generation_event(call, order, &key, self.now())))
+    }
+
+    /// One location, also a deleted one.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub async fn get_location(&self, call: &Call, id: &str) -> Result<LocationView, AppError> {
+        let stored = self.stored_location(id, "location_id").await?;
+        self.permit(
+            call,
+            Action::Read,
+            &stored.location.agency_id,
+            (Resource::Location, id),
+        )
+        .await?;
+        self.view(stored).await
+    }
+
+    /// Locations of an agency.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub async fn list_locations(
+        &self,
+        call: &Call,
+        list: &ListLocations,
+        page: &Page,
+    ) -> Result<Listed<LocationView>, AppError> {
+        let agency = self
+            .permitted_agency(call, Action::Read, &list.agency_id)
+            .await?;
+        let after = cursor(page, LOCATION_ID)?;
+        let rows = self
+            .store
+            .locations(
+                &agency.id,
+                list.show_deleted,
+                after,
+                u64::from(page.size) + 1,
+            )
+            .await?;
+        let rows = listed(rows, page, |stored| &stored.location.id);
+        // Read after the rows: a choice made in between hides their keys.
+        let shown = rows.items.iter().any(|row| row.sealed_key.is_some())
+            && !self.effective_setting(&agency.id).await?.enabled;
+        let items = rows
+            .items
+            .into_iter()
+            .map(|row| self.open(row, shown))
+            .collect::<Result<_, _>>()?;
+        Ok(Listed {
+            items,
+            next: rows.next,
+        })
+    }
+
+    /// Changes a location.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub async fn update_location(
+        &self,
+        call: &Call,
+        change: &UpdateLocation,
+    ) -> Result<LocationView, AppError> {
+        retrying(|| Box::pin(self.try_update_location(call, change))).await
+    }
+
+    async fn try_update_location(
+        &self,
+        call: &Call,
+        change: &UpdateLocation,
+    ) -> Result<LocationView, AppError> {
+        let now = self.now();
+        let mut location = self
+            .stored_location(&change.location_id, "location.location_id")
+            .await?
+            .location;
+        self.permit(
+            call,
+            Action::Write,
+            &location.agency_id,
+            (Resource::Location, &change.location_id),
+        )
+        .await?;
+        let mut faults = Violations::default();
+        let fields = profile_fields(&change.profile, &change.mask, &mut faults);
+        location.profile.merge(&change.profile, &fields);
+        if location.profile.time_zone.is_empty() {
+            location.profile.time_zone = self.agency(&location.agency_id).await?.profile.time_zone;
+        }
+        location.profile.check("location", &mut faults);
+        faults.check_request_id("request_id", &change.request_id);
+        faults.into_result()?;
+        let contents = (&location.id, &change.profile, &change.mask, &change.etag);
+        let key = mutation_key(
+            "UpdateLocation",
+            &location.agency_id,
+            &change.request_id,
+            &contents,
+        )?;
+        if let Some(id) = self.recall(key.as_ref(), now).await? {
+            return self.view_of(&id).await;
+        }
+        if location.deleted_at.is_some() {
+            return Err(AppError::LocationDeleted {
+                location_id: location.id,
+            });
+        }
+        check_etag(
+            &change.etag,
+            location.revision,
+            Resource::Location,
+            &location.id,
+        )?;
+        location.revision += 1;
+        location.updated_at = now;
+        let outcome = self.store.update_location(&location, key.as_ref()).await?;
+        let id = written(outcome)?.unwrap_or(location.id);
+        self.view_of(&id).await
+    }
+
+    /// Deletes a location softly; one that is deleted stays as it is.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub async fn delete_location(
+        &self,
+        call: &Call,
+        id: &str,
+        etag: &str,
+        request_id: &str,
+    ) -> Result<LocationView, AppError> {
+        retrying(|| Box::pin(self.try_delete_location(call, id, etag, request_id))).await
+    }
+
+    async fn try_delete_location(
+        &self,
+        call: &Call,
+        id: &str,
+        etag: &str,
+        request_id: &str,
+    ) -> Result<LocationView, AppError> {
+        let now = self.now();
+        let mut location = self.stored_location(id, "location_id").await?.location;
+        self.permit(
+            call,
+            Action::Write,
+            &location.agency_id,
+            (Resource::Location, id),
+        )
+        .await?;
+        let mut faults = Violations::default();
+        faults.check_request_id("request_id", request_id);
+        faults.into_result()?;
+        let key = mutation_key(
+            "DeleteLocation",
+            &location.agency_id,
+            request_id,
+            &(id, etag),
+        )?;
+        if let Some(id) = self.recall(key.as_ref(), now).await? {
+            return self.view_of(&id).await;
+        }
+        check_etag(etag, location.revision, Resource::Location, &location.id)?;
+        if location.deleted_at.is_some() {
+            return Ok(LocationView {
+                location,
+                api_key: None,
+            });
+        }
+        location.revision += 1;
+        location.updated_at = now;
+        location.deleted_at = Some(now);
+        let outcome = self.store.update_location(&location, key.as_ref()).await?;
+        let id = written(outcome)?.unwrap_or(location.id);
+        self.view_of(&id).await
+    }
+
+    /// One location, whoever asks, named by `field`.
+    pub(super) async fn stored_location(
+        &self,
+        id: &str,
+        field: &str,
+    ) -> Result<StoredLocation, AppError> {
+        let mut faults = Violations::default();
+        check_required(&mut faults, field, id);
+        faults.into_result()?;
+        let stored = if service_kit::ids::is_id(LOCATION_ID, id) {
+            self.store.location(id).await?
+        } else {
+            None
+        };
+        stored.ok_or_else(|| AppError::not_found(Resource::Location, id))
+    }
+
+    async fn view_of(&self, id: &str) -> Result<LocationView, AppError> {
+        let stored = self.stored_location(id, "location_id").await?;
+        self.view(stored).await
+    }
+
+    async fn view(&self, stored: StoredLocation) -> Result<LocationView, AppError> {
+        let shown = stored.sealed_key.is_some()
+            && !self
+                .effective_setting(&stored.location.agency_id)
+                .await?
+                .enabled;
+        self.open(stored, shown)
+    }
+
+    fn open(&self, stored: StoredLocation, shown: bool) -> Result<LocationView, AppError> {
+        let StoredLocation {
+            location,
+            sealed_key,
+        } = stored;
+        let Some(sealed) = sealed_key.filter(|_| shown) else {
+            return Ok(LocationView {
+                location,
+                api_key: None,
+            });
+        };
+        let broken = |cause: String| {
+            AppError::Internal(format!(
+                "the sealed key of {} cannot be shown: {cause}",
+                location.id
+            ))
+        };
+        let plain = self
+            .ring
+            .open(&sealed, &seal_binding(&location.agency_id, &location.id))
+            .map_err(|e| broken(e.to_string()))?;
+        let text = std::str::from_utf8(&plain).map_err(|e| broken(e.to_string()))?;
+        let api_key = Some(SecretString::from(text));
+        Ok(LocationView { location, api_key })
+    }
+}
+
+/// The order of a location's first key, in the name of the person who opted its agency out. Its request id follows from the
+/// location's, so that every try of one creation asks for one key.
+fn standing_order(person: service_kit::actor::Actor, location: &Location) -> KeyOrder {
+    KeyOrder {
+        actor: person,
+        agency_id: location.agency_id.clone(),
+        location_id: Some(location.id.clone()),
+        display_name: String::new(),
+        scopes: Vec::new(),
+        expires_at: None,
+        allowed_cidrs: Vec::new(),
+        request_id: format!("opt-out/{}", location.id),
+    }
+}

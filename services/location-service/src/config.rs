@@ -1,0 +1,71 @@
+//! The settings of the service; `config.default.toml` documents each.
+
+use serde::Deserialize;
+use service_kit::cli::CommonConfig;
+use service_kit::client::ClientConfig;
+use service_kit::config::{Faults, Validate};
+use service_kit::db::DatabaseConfig;
+use service_kit::keyring::KeyRingConfig;
+use service_kit::server::ServerConfig;
+use service_kit::telemetry::{LogConfig, MetricsConfig};
+
+/// The built-in configuration, naming every setting.
+pub const DEFAULTS: &str = include_str!("../config.default.toml");
+
+/// The settings of the service.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where and how it listens.
+    pub server: ServerConfig,
+    /// Where its data is.
+    pub database: DatabaseConfig,
+    /// Where the secrets are that it seals keys under.
+    pub keyring: KeyRingConfig,
+    /// Where key-service is.
+    pub key_service: ClientConfig,
+    /// How it logs.
+    pub log: LogConfig,
+    /// Where it shows metrics.
+    pub metrics: MetricsConfig,
+}
+
+impl Validate for Config {
+    fn validate(&self, faults: &mut Faults) {
+        self.server.validate(faults);
+        self.database.validate(faults);
+        self.key_service.validate("key_service", faults);
+        self.log.validate(faults);
+        self.metrics.validate(faults);
+    }
+}
+
+impl CommonConfig for Config {
+    fn server(&self) -> &ServerConfig {
+        &self.server
+    }
+
+    fn database(&self) -> &DatabaseConfig {
+        &self.database
+    }
+
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+
+    fn metrics(&self) -> &MetricsConfig {
+        &self.metrics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        let config: Config = service_kit::config::load_from(DEFAULTS, None, std::iter::empty())
+            .expect("valid defaults");
+        assert_eq!(config.server.listen.port(), 50052);
+    }
+}

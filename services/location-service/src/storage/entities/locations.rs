@@ -1,0 +1,30 @@
+//! Sub-accounts, with the sealed copies of opted-out agencies' keys.
+
+use sea_orm::entity::prelude::*;
+
+#[sea_orm::model]
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "locations")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: String,
+    pub agency_id: String,
+    pub name: String,
+    pub email: String,
+    pub phone: String,
+    pub address: String,
+    pub city: String,
+    pub state: String,
+    pub postal_code: String,
+    pub country: String,
+    pub time_zone: String,
+    pub website: String,
+    pub deleted_at: Option<i64>,
+    pub sealed_key: Option<Vec<u8>>,
+    pub master_version: Option<i32>,
+    pub created_at: i64,
+    pub updated_at: i64,
+    pub revision: i64,
+}
+
+impl ActiveModelBehavior for ActiveModel {}

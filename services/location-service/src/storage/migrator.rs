@@ -1,0 +1,17 @@
+//! The migrations, in order.
+
+use sea_orm_migration::prelude::*;
+
+#[path = "../../migrations/m0001_accounts.rs"]
+mod m0001_accounts;
+
+/// Brings the database to the form that this version needs.
+#[derive(Debug)]
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m0001_accounts::Migration)]
+    }
+}
