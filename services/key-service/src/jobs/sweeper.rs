@@ -1,1 +1,45 @@
-//! Sweeper.
+//! The sweeper as a job: looks once a second, does what is due.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use service_kit::jobs::{JobReport, Reconciler};
+
+use crate::app::sweep::Sweeper;
+
+/// A second: within it a confirmed plan is published and a due lot begins to go. A look at nothing due is three small queries.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Activates the sweeper.
+#[derive(Debug)]
+pub struct SweeperJob {
+    sweeper: Arc<Sweeper>,
+}
+
+impl SweeperJob {
+    /// A job for this sweeper.
+    #[must_use]
+    pub fn new(sweeper: Arc<Sweeper>) -> Self {
+        Self { sweeper }
+    }
+}
+
+#[async_trait]
+impl Reconciler for SweeperJob {
+    fn name(&self) -> &'static str {
+        "sweeper"
+    }
+
+    fn period(&self) -> Duration {
+        PERIOD
+    }
+
+    async fn activate(&self, now: DateTime<Utc>) -> anyhow::Result<JobReport> {
+        let tick = self.sweeper.tick(now).await?;
+        metrics::counter!("keysweep_sweep_keys_deleted_total").increment(tick.keys_deleted);
+        metrics::gauge!("keysweep_sweep_waits").set(u32::try_from(tick.waits.len()).unwrap_or(u32::MAX));
+        Ok(JobReport { work: tick.work(), detail: serde_json::to_value(&tick)? })
+    }
+}

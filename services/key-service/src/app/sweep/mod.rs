@@ -1,1 +1,20 @@
-//! Sweep.
+//! The use cases of the sweep and the ports they need.
+//!
+//! [`Sweeper`] does what is due, [`SweepService`] answers notices, operators and readers, [`EventSignal`] wakes the subscribers.
+//! A use case reads the clock once; a port method is one transaction.
+
+mod error;
+mod ports;
+mod service;
+mod signal;
+mod sweeper;
+
+pub use error::SweepError;
+pub use ports::{
+    AgencyTotal, BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, LotFilter, LotView, NoticeReply,
+    NoticeResult, PlanDraft, PlanFilter, PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed,
+    SweepJobs, SweepReads, SweepStore, UsageFlush,
+};
+pub use service::{OperatorCall, SweepService};
+pub use signal::EventSignal;
+pub use sweeper::{SweepTick, Sweeper};

@@ -1,1 +1,24 @@
-//! Sweep.
+//! The sweep in the database: plans made, entries rescued, lots deleted, each as one transaction.
+//!
+//! Rows are locked in the order plan, lot, `api_keys`, `sweep_entries`, `audit_head`, `sweep_head`. The last is taken by
+//! the last statements of a transaction, so that events stand in the order of their commitment, without gaps.
+
+mod closing;
+mod codes;
+mod deletion;
+mod desk;
+pub mod entities;
+mod feed;
+mod journal;
+mod notices;
+pub mod outbox;
+mod planning;
+mod reads;
+mod rescue;
+mod sql;
+mod store;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use rescue::rescue;
+pub use store::SqlSweepStore;

@@ -1,0 +1,296 @@
+//! What is due, done: one activation of the sweep.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+use service_kit::ids::IdGenerator;
+use tokio::sync::Mutex;
+
+use super::ports::{BatchOrder, BatchOutcome, PlanDraft, SweepStore, UsageFlush};
+use super::signal::EventSignal;
+use crate::app::StorageError;
+use crate::domain::sweep::schedule::{idle_since, last_delete_at, planning_closes_at};
+use crate::domain::sweep::{Plan, PlanState, SweepPolicy, UsageVerdict, UsageWriter, judge_usage};
+
+/// Lots handled by one query. Small enough for one transaction, large enough that a query is no cost.
+const PAGE: u32 = 100;
+
+/// How often entries are compared with their keys while a plan is open. Each use rescues its entry itself; the comparison
+/// finds only those whose use met the making of the plan.
+const COMPARE_EVERY: TimeDelta = TimeDelta::minutes(10);
+
+/// For how long after its publication a plan is compared at each activation: transactions that met its making end within.
+const COMPARE_ALWAYS: TimeDelta = TimeDelta::minutes(2);
+
+/// A transaction that met another one is repeated this often before the next activation takes over.
+const ATTEMPTS: u32 = 3;
+
+/// What one activation did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SweepTick {
+    /// Plans made, also those that await confirmation.
+    pub plans_made: u64,
+    /// Confirmed plans published.
+    pub plans_published: u64,
+    /// Plans never confirmed in time.
+    pub plans_cancelled: u64,
+    /// Plans whose last lot is closed.
+    pub plans_completed: u64,
+    /// Entries found to have left.
+    pub entries_kept: u64,
+    /// Keys deleted.
+    pub keys_deleted: u64,
+    /// Lots closed with nothing more to delete.
+    pub lots_executed: u64,
+    /// Lots that wait for the next quarter.
+    pub lots_deferred: u64,
+    /// What was due and could not be done, in words.
+    pub waits: Vec<String>,
+}
+
+impl SweepTick {
+    /// Units of work done; 0: nothing was due.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        self.plans_made
+            + self.plans_published
+            + self.plans_cancelled
+            + self.plans_completed
+            + self.entries_kept
+            + self.keys_deleted
+            + self.lots_executed
+            + self.lots_deferred
+    }
+}
+
+/// Brings the database to what the rules of the sweep ask for at an instant. Several may run at once.
+pub struct Sweeper {
+    store: Arc<dyn SweepStore>,
+    usage: Arc<dyn UsageFlush>,
+    ids: IdGenerator,
+    policy: SweepPolicy,
+    signal: EventSignal,
+    replica_id: String,
+    compared_at: Mutex<Option<DateTime<Utc>>>,
+}
+
+impl std::fmt::Debug for Sweeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sweeper")
+            .field("policy", &self.policy)
+            .field("replica_id", &self.replica_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sweeper {
+    /// A sweeper of the process that is `replica_id` in `usage_writers`.
+    pub fn new(
+        store: Arc<dyn SweepStore>,
+        usage: Arc<dyn UsageFlush>,
+        ids: IdGenerator,
+        policy: SweepPolicy,
+        signal: EventSignal,
+        replica_id: String,
+    ) -> Self {
+        Self { store, usage, ids, policy, signal, replica_id, compared_at: Mutex::new(None) }
+    }
+
+    /// Does what is due at `now`. What another sweeper has done meanwhile is found done.
+    ///
+    /// # Errors
+    /// When the database does not do its part; what was done stays done, and the next activation goes on from there.
+    pub async fn tick(&self, now: DateTime<Utc>) -> Result<SweepTick, StorageError> {
+        let mut tick = SweepTick::default();
+        let result = self.run(&mut tick, now).await;
+        if tick.work() > 0 {
+            self.signal.bump();
+        }
+        result.map(|()| tick)
+    }
+
+    async fn run(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), StorageError> {
+        self.confirm_or_cancel(tick, now).await?;
+        self.plan(tick, now).await?;
+        let open = self.store.plans_in(PlanState::Open).await?;
+        if open.is_empty() {
+            return Ok(());
+        }
+        self.compare(tick, &open, now).await?;
+        while repeat(|| self.store.defer_overdue(PAGE, now)).await.map(|done| add(&mut tick.lots_deferred, done))? > 0 {
+        }
+        if open.iter().any(|plan| plan.delete_at <= now) {
+            self.delete(tick, now).await?;
+            while repeat(|| self.store.close_emptied(PAGE, now)).await.map(|done| add(&mut tick.lots_executed, done))?
+                > 0
+            {}
+        }
+        for plan in open.iter().filter(|plan| plan.delete_at <= now) {
+            tick.plans_completed += u64::from(repeat(|| self.store.complete_plan(&plan.plan_id, now)).await?);
+        }
+        Ok(())
+    }
+
+    /// Publishes plans that an operator has confirmed, and ends those for which it is too late.
+    async fn confirm_or_cancel(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), StorageError> {
+        for plan in self.store.plans_in(PlanState::AwaitingConfirmation).await? {
+            if now > planning_closes_at(plan.delete_at) {
+                let reason = "not confirmed while its notices could still go out in time";
+                let done = repeat(|| self.store.cancel_unpublished(&plan.plan_id, reason, now)).await?;
+                tick.plans_cancelled += u64::from(done);
+            } else if plan.confirmed_at.is_some()
+                && let Some(idle_since) = self.trusted_cutoff(tick, idle_since(plan.delete_at), now).await?
+            {
+                let published = repeat(|| self.store.publish_confirmed(&plan.plan_id, idle_since, now)).await?;
+                tick.plans_published += u64::from(published.is_some());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the plan that is due.
+    async fn plan(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), StorageError> {
+        let Some(delete_at) = self.policy.plan_due(now) else { return Ok(()) };
+        if self.store.plan_for(delete_at).await?.is_some() {
+            return Ok(());
+        }
+        let Some(idle_since) = self.trusted_cutoff(tick, idle_since(delete_at), now).await? else { return Ok(()) };
+        let draft = PlanDraft {
+            plan_id: self.ids.next("plan_", now),
+            delete_at,
+            idle_since,
+            last_delete_at: last_delete_at(delete_at),
+            stage_window: self.policy.stage_window,
+            breaker: self.policy.breaker,
+        };
+        let made = repeat(|| self.store.make_plan(&draft, now)).await?;
+        tick.plans_made += u64::from(made.is_some());
+        Ok(())
+    }
+
+    /// The cutoff with the slack taken off where a dead replica's uses may be missing. None: a replica must store its uses first.
+    async fn trusted_cutoff(
+        &self,
+        tick: &mut SweepTick,
+        cutoff: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<DateTime<Utc>>, StorageError> {
+        self.usage.flush().await;
+        let writers = self.store.usage_writers().await?;
+        Ok(self.slack(tick, &writers, cutoff, now).map(|slack| cutoff - slack))
+    }
+
+    fn slack(
+        &self,
+        tick: &mut SweepTick,
+        writers: &[UsageWriter],
+        cutoff: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Option<TimeDelta> {
+        match judge_usage(writers, &self.replica_id, cutoff, self.policy.recording_slack, now) {
+            UsageVerdict::Exact => Some(TimeDelta::zero()),
+            UsageVerdict::CountSlack => Some(self.policy.recording_slack),
+            UsageVerdict::Wait { replica_id } => {
+                let wait = format!("usage not flushed by replica {replica_id}");
+                if !tick.waits.contains(&wait) {
+                    tracing::warn!(replica_id, "the sweep waits: usage not flushed");
+                    tick.waits.push(wait);
+                }
+                None
+            }
+        }
+    }
+
+    /// Rescues entries whose keys turned out to be no longer eligible.
+    async fn compare(&self, tick: &mut SweepTick, open: &[Plan], now: DateTime<Utc>) -> Result<(), StorageError> {
+        let mut compared_at = self.compared_at.lock().await;
+        let due = compared_at.is_none_or(|last| now >= last + COMPARE_EVERY || now < last);
+        for plan in open {
+            let fresh = plan.published_at.is_some_and(|published| now < published + COMPARE_ALWAYS);
+            if !due && !fresh {
+                continue;
+            }
+            let mut after = None;
+            loop {
+                let page = repeat(|| self.store.rescue_ineligible(plan, after.clone(), now)).await?;
+                tick.entries_kept += page.rescued;
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        if due {
+            *compared_at = Some(now);
+        }
+        Ok(())
+    }
+
+    /// Deletes every lot whose gate is open, batch after batch.
+    async fn delete(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), StorageError> {
+        let mut after = None;
+        let mut writers = None;
+        loop {
+            let lots = self.store.due_lots(after.take(), PAGE, now).await?;
+            for (plan_id, agency_id, delete_at) in lots {
+                if writers.is_none() {
+                    self.usage.flush().await;
+                    writers = Some(self.store.usage_writers().await?);
+                }
+                let known = writers.as_deref().unwrap_or_default();
+                if let Some(slack) = self.slack(tick, known, idle_since(delete_at), now) {
+                    let limit = self.policy.delete_batch;
+                    let order =
+                        BatchOrder { plan_id: plan_id.clone(), agency_id: agency_id.clone(), delete_at, slack, limit };
+                    self.delete_lot(tick, &order, now).await?;
+                }
+                after = Some((plan_id, agency_id));
+            }
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn delete_lot(
+        &self,
+        tick: &mut SweepTick,
+        order: &BatchOrder,
+        now: DateTime<Utc>,
+    ) -> Result<(), StorageError> {
+        loop {
+            match repeat(|| self.store.delete_batch(order, now)).await? {
+                BatchOutcome::Blocked(_) => return Ok(()),
+                BatchOutcome::Done { deleted, kept, closed } => {
+                    tick.keys_deleted += deleted;
+                    tick.entries_kept += kept;
+                    tick.lots_executed += u64::from(closed);
+                    if closed || deleted + kept == 0 {
+                        return Ok(());
+                    }
+                    self.signal.bump();
+                }
+            }
+        }
+    }
+}
+
+fn add(total: &mut u64, done: u64) -> u64 {
+    *total += done;
+    done
+}
+
+/// Repeats a transaction that met another one.
+async fn repeat<T, F>(mut transaction: impl FnMut() -> F) -> Result<T, StorageError>
+where
+    F: Future<Output = Result<T, StorageError>>,
+{
+    for _ in 1..ATTEMPTS {
+        match transaction().await {
+            Err(StorageError::Conflict(cause)) => tracing::debug!(cause, "a transaction of the sweep met another one"),
+            result => return result,
+        }
+    }
+    transaction().await
+}

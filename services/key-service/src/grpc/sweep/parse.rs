@@ -1,0 +1,139 @@
+//! Requests checked and turned into what the use cases take; every fault of a request is named at once.
+
+use chrono::{DateTime, Utc};
+use keysweep_proto::key::v1 as proto;
+use service_kit::time::from_proto;
+use service_kit::violations::Violations;
+
+use crate::app::sweep::SweepError;
+use crate::domain::sweep::{EntryState, HoldReason, LotState, Notice, NoticeKind, PlanState, Stage};
+
+fn settle(faults: Violations) -> Result<(), SweepError> {
+    faults.into_result().map_err(SweepError::Invalid)
+}
+
+/// Fields that must not be empty.
+pub(super) fn required(fields: &[(&str, &str)]) -> Result<(), SweepError> {
+    let mut faults = Violations::default();
+    for (name, value) in fields {
+        if value.is_empty() {
+            faults.push(*name, "is required");
+        }
+    }
+    settle(faults)
+}
+
+/// Who subscribes, and from where.
+pub(super) fn subscription(request: &proto::SubscribeSweepPlansRequest) -> Result<(), SweepError> {
+    let mut faults = Violations::default();
+    let name = request.subscriber.as_bytes();
+    let allowed = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
+    if !(1..=64).contains(&name.len()) || !name.iter().all(allowed) {
+        faults.push("subscriber", "must be 1 to 64 of a-z, 0-9 and -");
+    }
+    if request.after_sequence < 0 {
+        faults.push("after_sequence", "must not be negative");
+    }
+    settle(faults)
+}
+
+fn unknown_state() -> SweepError {
+    SweepError::Invalid(Violations::of("state", "is no known state"))
+}
+
+/// The state of a filter; unspecified: every state.
+pub(super) fn plan_state(state: i32) -> Result<Option<PlanState>, SweepError> {
+    Ok(match proto::PlanState::try_from(state).map_err(|_| unknown_state())? {
+        proto::PlanState::Unspecified => None,
+        proto::PlanState::AwaitingConfirmation => Some(PlanState::AwaitingConfirmation),
+        proto::PlanState::Open => Some(PlanState::Open),
+        proto::PlanState::Completed => Some(PlanState::Completed),
+        proto::PlanState::Cancelled => Some(PlanState::Cancelled),
+    })
+}
+
+/// The state of a filter; unspecified: every state.
+pub(super) fn lot_state(state: i32) -> Result<Option<LotState>, SweepError> {
+    Ok(match proto::LotState::try_from(state).map_err(|_| unknown_state())? {
+        proto::LotState::Unspecified => None,
+        proto::LotState::Open => Some(LotState::Open),
+        proto::LotState::Held => Some(LotState::Held),
+        proto::LotState::Executed => Some(LotState::Executed),
+        proto::LotState::Deferred => Some(LotState::Deferred),
+        proto::LotState::Cancelled => Some(LotState::Cancelled),
+    })
+}
+
+/// The state of a filter; unspecified: every state.
+pub(super) fn entry_state(state: i32) -> Result<Option<EntryState>, SweepError> {
+    Ok(match proto::EntryState::try_from(state).map_err(|_| unknown_state())? {
+        proto::EntryState::Unspecified => None,
+        proto::EntryState::Planned => Some(EntryState::Planned),
+        proto::EntryState::Rescued => Some(EntryState::Rescued),
+        proto::EntryState::Deleted => Some(EntryState::Deleted),
+        proto::EntryState::Spared => Some(EntryState::Spared),
+    })
+}
+
+/// The instant of a preview.
+pub(super) fn as_of(stamp: Option<&prost_types::Timestamp>) -> Result<Option<DateTime<Utc>>, SweepError> {
+    let Some(stamp) = stamp else { return Ok(None) };
+    match from_proto(stamp).filter(|at| at.timestamp() >= 0) {
+        Some(at) => Ok(Some(at)),
+        None => Err(SweepError::Invalid(Violations::of("as_of_time", "must lie in the years 1970 to 9999"))),
+    }
+}
+
+/// The notices of one call, in their order.
+pub(super) fn notices(requests: Vec<proto::StageNotice>, max: usize) -> Result<Vec<Notice>, SweepError> {
+    let mut faults = Violations::default();
+    if !(1..=max).contains(&requests.len()) {
+        faults.push("notices", format!("must be 1 to {max}"));
+        settle(faults)?;
+        return Ok(Vec::new());
+    }
+    let mut parsed = Vec::with_capacity(requests.len());
+    for (index, request) in requests.into_iter().enumerate() {
+        parsed.extend(notice(&mut faults, &format!("notices[{index}]"), request));
+    }
+    settle(faults)?;
+    Ok(parsed)
+}
+
+fn notice(faults: &mut Violations, path: &str, request: proto::StageNotice) -> Option<Notice> {
+    for (name, value) in [("plan_id", &request.plan_id), ("agency_id", &request.agency_id)] {
+        if value.is_empty() {
+            faults.push(format!("{path}.{name}"), "is required");
+        }
+    }
+    let stage = match proto::NoticeStage::try_from(request.stage) {
+        Ok(proto::NoticeStage::D15) => Some(Stage::D15),
+        Ok(proto::NoticeStage::D7) => Some(Stage::D7),
+        Ok(proto::NoticeStage::D1) => Some(Stage::D1),
+        Ok(proto::NoticeStage::Unspecified) | Err(_) => None,
+    };
+    if stage.is_none() {
+        faults.push(format!("{path}.stage"), "must be D15, D7 or D1");
+    }
+    let kind = match proto::HoldReason::try_from(request.undeliverable) {
+        Ok(proto::HoldReason::Unspecified) => match request.deliver_time.as_ref().and_then(from_proto) {
+            Some(at) => Some(NoticeKind::Delivered {
+                at,
+                in_app_count: request.in_app_count,
+                emails_accepted: request.emails_accepted,
+            }),
+            None => {
+                faults.push(format!("{path}.deliver_time"), "is required, in the years 1 to 9999");
+                None
+            }
+        },
+        Ok(proto::HoldReason::Operator) => Some(NoticeKind::Undeliverable(HoldReason::Operator)),
+        Ok(proto::HoldReason::NoAgencyAdmin) => Some(NoticeKind::Undeliverable(HoldReason::NoAgencyAdmin)),
+        Ok(proto::HoldReason::AllAddressesRefused) => Some(NoticeKind::Undeliverable(HoldReason::AllAddressesRefused)),
+        Err(_) => {
+            faults.push(format!("{path}.undeliverable"), "is no known reason");
+            None
+        }
+    };
+    Some(Notice { plan_id: request.plan_id, agency_id: request.agency_id, stage: stage?, kind: kind? })
+}

@@ -1,0 +1,273 @@
+//! Lots and plans come to their end.
+
+use chrono::{DateTime, Utc};
+use sea_orm::sea_query::Expr;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect,
+};
+use serde_json::json;
+use service_kit::db::begin_write;
+use service_kit::time::to_micros;
+
+use super::codes::{self, Coded};
+use super::entities::{entries, lots, plans};
+use super::journal::Journal;
+use super::sql::statement;
+use crate::domain::sweep::{EntryState, EventPayload, LotCounts, LotState, PlanState};
+use crate::storage::StorageError;
+
+/// States of a lot that is not closed.
+pub(super) const UNCLOSED: [LotState; 2] = [LotState::Open, LotState::Held];
+
+/// The entries of a plan, or of one of its lots, by state.
+pub(super) async fn counts(
+    db: &impl ConnectionTrait,
+    plan_id: &str,
+    agency_id: Option<&str>,
+) -> Result<LotCounts, StorageError> {
+    let mut query = entries::Entity::find()
+        .select_only()
+        .column(entries::Column::State)
+        .column_as(entries::Column::KeyId.count(), "number")
+        .filter(entries::Column::PlanId.eq(plan_id))
+        .group_by(entries::Column::State);
+    if let Some(agency_id) = agency_id {
+        query = query.filter(entries::Column::AgencyId.eq(agency_id));
+    }
+    let rows: Vec<(i16, i64)> = query.into_tuple().all(db).await?;
+    let mut counts = LotCounts::default();
+    for (state, number) in rows {
+        codes::count(&mut counts, state, number)?;
+    }
+    Ok(counts)
+}
+
+/// Whether a lot still has an entry to delete.
+pub(super) async fn has_planned(
+    db: &impl ConnectionTrait,
+    plan_id: &str,
+    agency_id: &str,
+) -> Result<bool, StorageError> {
+    let one = entries::Entity::find()
+        .filter(entries::Column::PlanId.eq(plan_id))
+        .filter(entries::Column::AgencyId.eq(agency_id))
+        .filter(entries::Column::State.eq(EntryState::Planned.code()))
+        .limit(1)
+        .one(db)
+        .await?;
+    Ok(one.is_some())
+}
+
+/// Closes a lot, whose row the caller has locked, as executed.
+pub(super) async fn execute(
+    tx: &DatabaseTransaction,
+    journal: &mut Journal,
+    plan_id: &str,
+    agency_id: &str,
+    now: DateTime<Utc>,
+) -> Result<(), StorageError> {
+    let counts = counts(tx, plan_id, Some(agency_id)).await?;
+    set_state(tx, plan_id, &[agency_id.to_owned()], LotState::Executed, "").await?;
+    let detail =
+        json!({ "deleted_count": counts.deleted, "rescued_count": counts.rescued, "spared_count": counts.spared });
+    journal.lot("lot.executed", plan_id, agency_id, "", detail);
+    let event = EventPayload::LotExecuted {
+        agency_id: agency_id.to_owned(),
+        deleted_count: counts.deleted,
+        rescued_count: counts.rescued,
+        executed_at: now,
+    };
+    journal.event(plan_id, event);
+    Ok(())
+}
+
+/// Sets the state of some lots of a plan; a hold ends with it.
+async fn set_state(
+    tx: &DatabaseTransaction,
+    plan_id: &str,
+    agencies: &[String],
+    state: LotState,
+    reason: &str,
+) -> Result<(), StorageError> {
+    lots::Entity::update_many()
+        .col_expr(lots::Column::State, Expr::value(state.code()))
+        .col_expr(lots::Column::HoldReason, Expr::value(Option::<i16>::None))
+        .col_expr(lots::Column::StateReason, Expr::value(reason))
+        .filter(lots::Column::PlanId.eq(plan_id))
+        .filter(lots::Column::AgencyId.is_in(agencies))
+        .exec(tx)
+        .await?;
+    Ok(())
+}
+
+/// Spares what is still planned of some lots of a plan; answers how many entries.
+async fn spare(
+    tx: &DatabaseTransaction,
+    plan_id: &str,
+    agencies: &[String],
+    now: DateTime<Utc>,
+) -> Result<u64, StorageError> {
+    let spared = entries::Entity::update_many()
+        .col_expr(entries::Column::State, Expr::value(EntryState::Spared.code()))
+        .col_expr(entries::Column::EndedAt, Expr::value(to_micros(now)))
+        .filter(entries::Column::PlanId.eq(plan_id))
+        .filter(entries::Column::AgencyId.is_in(agencies))
+        .filter(entries::Column::State.eq(EntryState::Planned.code()))
+        .exec(tx)
+        .await?;
+    Ok(spared.rows_affected)
+}
+
+/// Lets one lot, whose row the caller has locked, wait for the next quarter.
+pub(super) async fn defer(
+    tx: &DatabaseTransaction,
+    journal: &mut Journal,
+    plan_id: &str,
+    agency_id: &str,
+    reason: &str,
+    now: DateTime<Utc>,
+) -> Result<(), StorageError> {
+    let agencies = [agency_id.to_owned()];
+    let spared = spare(tx, plan_id, &agencies, now).await?;
+    set_state(tx, plan_id, &agencies, LotState::Deferred, reason).await?;
+    journal.lot("lot.deferred", plan_id, agency_id, reason, json!({ "spared_count": spared }));
+    let event = EventPayload::LotDeferred { agency_id: agency_id.to_owned(), reason: reason.to_owned() };
+    journal.event(plan_id, event);
+    Ok(())
+}
+
+/// Cancels all lots of a plan, whose row the caller has locked, that are not closed; answers how many entries are spared.
+pub(super) async fn cancel_lots(
+    tx: &DatabaseTransaction,
+    plan_id: &str,
+    reason: &str,
+    now: DateTime<Utc>,
+) -> Result<u64, StorageError> {
+    let open: Vec<String> = lots::Entity::find()
+        .select_only()
+        .column(lots::Column::AgencyId)
+        .filter(lots::Column::PlanId.eq(plan_id))
+        .filter(lots::Column::State.is_in(UNCLOSED.map(Coded::code)))
+        .order_by_asc(lots::Column::AgencyId)
+        .lock_exclusive()
+        .into_tuple()
+        .all(tx)
+        .await?;
+    let mut spared = 0;
+    // As many as a statement of SQLite takes with room to spare.
+    for agencies in open.chunks(1_000) {
+        spared += spare(tx, plan_id, agencies, now).await?;
+        set_state(tx, plan_id, agencies, LotState::Cancelled, reason).await?;
+    }
+    Ok(spared)
+}
+
+/// Defers open and held lots whose last date has passed.
+pub(super) async fn defer_overdue(
+    db: &DatabaseConnection,
+    limit: u32,
+    now: DateTime<Utc>,
+) -> Result<u64, StorageError> {
+    let overdue = || {
+        lots::Entity::find()
+            .filter(lots::Column::State.is_in(UNCLOSED.map(Coded::code)))
+            .filter(lots::Column::LastDeleteAt.lt(to_micros(now)))
+            .order_by_asc(lots::Column::PlanId)
+            .order_by_asc(lots::Column::AgencyId)
+            .limit(u64::from(limit))
+    };
+    if overdue().one(db).await?.is_none() {
+        return Ok(0);
+    }
+    let tx = begin_write(db).await?;
+    let mut journal = Journal::of_sweep(now);
+    let due = overdue().lock_exclusive().all(&tx).await?;
+    for lot in &due {
+        let reason = match lot.state_reason.as_str() {
+            "" => "its notices were not all delivered in time for the plan's last date".to_owned(),
+            why => format!("still held at the plan's last date: {why}"),
+        };
+        defer(&tx, &mut journal, &lot.plan_id, &lot.agency_id, &reason, now).await?;
+    }
+    journal.write(&tx).await?;
+    tx.commit().await?;
+    Ok(due.len() as u64)
+}
+
+/// Closes open and held lots whose time has come and of which nothing is left.
+pub(super) async fn close_emptied(
+    db: &DatabaseConnection,
+    limit: u32,
+    now: DateTime<Utc>,
+) -> Result<u64, StorageError> {
+    let sql = "SELECT l.plan_id, l.agency_id FROM sweep_lots l WHERE l.state IN (1, 2) AND l.delete_at <= $1 \
+               AND NOT EXISTS (SELECT 1 FROM sweep_entries e \
+               WHERE e.plan_id = l.plan_id AND e.agency_id = l.agency_id AND e.state = 1) \
+               ORDER BY l.plan_id, l.agency_id LIMIT $2";
+    let values = vec![to_micros(now).into(), i64::from(limit).into()];
+    let emptied = db.query_all_raw(statement(db, sql, values)).await?;
+    if emptied.is_empty() {
+        return Ok(0);
+    }
+    let tx = begin_write(db).await?;
+    let mut journal = Journal::of_sweep(now);
+    let mut closed = 0;
+    for row in emptied {
+        let (plan_id, agency_id): (String, String) = (row.try_get("", "plan_id")?, row.try_get("", "agency_id")?);
+        let lot = lots::Entity::find_by_id((plan_id.clone(), agency_id.clone())).lock_exclusive().one(&tx).await?;
+        // Entries never come back, so only the lot's own state can have changed since the look.
+        if lot.is_some_and(|lot| UNCLOSED.map(Coded::code).contains(&lot.state) && lot.delete_at <= to_micros(now)) {
+            execute(&tx, &mut journal, &plan_id, &agency_id, now).await?;
+            closed += 1;
+        }
+    }
+    journal.write(&tx).await?;
+    tx.commit().await?;
+    Ok(closed)
+}
+
+/// Whether a plan has a lot that is not closed.
+async fn has_unclosed(db: &impl ConnectionTrait, plan_id: &str) -> Result<bool, StorageError> {
+    let one = lots::Entity::find()
+        .filter(lots::Column::PlanId.eq(plan_id))
+        .filter(lots::Column::State.is_in(UNCLOSED.map(Coded::code)))
+        .limit(1)
+        .one(db)
+        .await?;
+    Ok(one.is_some())
+}
+
+/// Completes an open plan whose time has come and whose lots are all closed.
+pub(super) async fn complete_plan(
+    db: &DatabaseConnection,
+    plan_id: &str,
+    now: DateTime<Utc>,
+) -> Result<bool, StorageError> {
+    if has_unclosed(db, plan_id).await? {
+        return Ok(false);
+    }
+    let tx = begin_write(db).await?;
+    let completed = plans::Entity::update_many()
+        .col_expr(plans::Column::State, Expr::value(PlanState::Completed.code()))
+        .col_expr(plans::Column::CompletedAt, Expr::value(to_micros(now)))
+        .col_expr(plans::Column::StateReason, Expr::value(""))
+        .filter(plans::Column::PlanId.eq(plan_id))
+        .filter(plans::Column::State.eq(PlanState::Open.code()))
+        .filter(plans::Column::DeleteAt.lte(to_micros(now)))
+        .exec(&tx)
+        .await?;
+    if completed.rows_affected == 0 {
+        return Ok(false);
+    }
+    let counts = counts(&tx, plan_id, None).await?;
+    let (deleted_count, rescued_count, spared_count) = (counts.deleted, counts.rescued, counts.spared);
+    let mut journal = Journal::of_sweep(now);
+    let detail =
+        json!({ "deleted_count": deleted_count, "rescued_count": rescued_count, "spared_count": spared_count });
+    journal.plan("plan.completed", plan_id, "", detail);
+    journal.event(plan_id, EventPayload::PlanCompleted { deleted_count, rescued_count, spared_count });
+    journal.write(&tx).await?;
+    tx.commit().await?;
+    Ok(true)
+}

@@ -1,0 +1,290 @@
+//! A lot is deleted, batch after batch, each one transaction.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::sea_query::Expr;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect,
+};
+use serde_json::json;
+use service_kit::db::begin_write;
+use service_kit::time::{from_micros, to_micros};
+
+use super::closing;
+use super::codes::{self, Coded};
+use super::entities::{entries, lots, receipts};
+use super::journal::Journal;
+use super::rescue::take_out;
+use super::sql::{IDLE_MICROS, for_update, last_use, receipted, statement};
+use crate::app::sweep::{BatchOrder, BatchOutcome};
+use crate::domain::sweep::schedule::idle_since;
+use crate::domain::sweep::{EntryBlock, EntryState, KeyFacts, LotBlock, Receipts, entry_gate, lot_gate};
+use crate::storage::StorageError;
+
+/// Lots whose gate is open now, as far as one look can tell: the batch decides.
+pub(super) async fn due_lots(
+    db: &DatabaseConnection,
+    after: Option<(String, String)>,
+    limit: u32,
+    now: DateTime<Utc>,
+) -> Result<Vec<(String, String, DateTime<Utc>)>, StorageError> {
+    let (plan, agency) = after.unwrap_or_default();
+    let sql = format!(
+        "SELECT l.plan_id, l.agency_id, l.delete_at FROM sweep_lots l \
+         WHERE l.state = 1 AND l.delete_at <= $1 AND l.last_delete_at >= $1 AND (l.plan_id, l.agency_id) > ($2, $3) AND {} \
+         ORDER BY l.plan_id, l.agency_id LIMIT $4",
+        receipted("l")
+    );
+    let values = vec![to_micros(now).into(), plan.into(), agency.into(), i64::from(limit).into()];
+    let mut due = Vec::new();
+    for row in db.query_all_raw(statement(db, sql, values)).await? {
+        due.push((
+            row.try_get("", "plan_id")?,
+            row.try_get("", "agency_id")?,
+            from_micros(row.try_get("", "delete_at")?),
+        ));
+    }
+    Ok(due)
+}
+
+/// The receipts of a lot.
+pub(super) async fn receipts_of(
+    tx: &impl ConnectionTrait,
+    plan_id: &str,
+    agency_id: &str,
+) -> Result<Receipts, StorageError> {
+    let rows = receipts::Entity::find()
+        .filter(receipts::Column::PlanId.eq(plan_id))
+        .filter(receipts::Column::AgencyId.eq(agency_id))
+        .all(tx)
+        .await?;
+    rows.iter().map(codes::receipt).collect()
+}
+
+/// A stretch of a lot's planned entries in the order of their keys, both ends included.
+pub(super) struct Stretch<'a> {
+    pub(super) order: &'a BatchOrder,
+    pub(super) first: String,
+    pub(super) last: String,
+}
+
+/// Deletes the next batch of a lot, if its gate is open.
+pub(super) async fn delete_batch(
+    db: &DatabaseConnection,
+    order: &BatchOrder,
+    now: DateTime<Utc>,
+) -> Result<BatchOutcome, StorageError> {
+    let tx = begin_write(db).await?;
+    let row =
+        lots::Entity::find_by_id((order.plan_id.clone(), order.agency_id.clone())).lock_exclusive().one(&tx).await?;
+    let row = row.ok_or_else(|| StorageError::Internal(format!("plan {} has lost a lot", order.plan_id)))?;
+    let lot = codes::lot(row.clone(), receipts_of(&tx, &order.plan_id, &order.agency_id).await?)?;
+    let mut blocks = lot_gate(&lot, from_micros(row.last_delete_at), now);
+    if blocks.is_empty() && lot.delete_at != order.delete_at {
+        blocks.push(LotBlock::NotYet { delete_at: lot.delete_at });
+    }
+    if !blocks.is_empty() {
+        return Ok(BatchOutcome::Blocked(blocks));
+    }
+
+    let mut journal = Journal::of_sweep(now);
+    let batch = entries::Entity::find()
+        .filter(entries::Column::PlanId.eq(&order.plan_id))
+        .filter(entries::Column::AgencyId.eq(&order.agency_id))
+        .filter(entries::Column::KeyId.gt(&row.swept_through))
+        .filter(entries::Column::State.eq(EntryState::Planned.code()))
+        .order_by_asc(entries::Column::KeyId)
+        .limit(u64::from(order.limit.max(1)))
+        .all(&tx)
+        .await?;
+    let (mut deleted, mut kept, mut stuck) = (0, 0, false);
+    if let (Some(first), Some(last)) = (batch.first(), batch.last()) {
+        let stretch = Stretch { order, first: first.key_id.clone(), last: last.key_id.clone() };
+        (deleted, kept) = work_through(&tx, &mut journal, &stretch, &batch, now).await?;
+        stuck = deleted + kept < batch.len() as u64;
+        if !stuck {
+            set_swept_through(&tx, order, &stretch.last).await?;
+        }
+    }
+    let ended = batch.len() < order.limit.max(1) as usize && !stuck;
+    let closed = ended && close(&tx, &mut journal, order, now).await?;
+    journal.write(&tx).await?;
+    tx.commit().await?;
+    Ok(BatchOutcome::Done { deleted, kept, closed })
+}
+
+/// Closes the lot if really no entry is planned any more; otherwise the next batch begins anew.
+async fn close(
+    tx: &DatabaseTransaction,
+    journal: &mut Journal,
+    order: &BatchOrder,
+    now: DateTime<Utc>,
+) -> Result<bool, StorageError> {
+    if closing::has_planned(tx, &order.plan_id, &order.agency_id).await? {
+        set_swept_through(tx, order, "").await?;
+        return Ok(false);
+    }
+    closing::execute(tx, journal, &order.plan_id, &order.agency_id, now).await?;
+    Ok(true)
+}
+
+async fn set_swept_through(tx: &DatabaseTransaction, order: &BatchOrder, key_id: &str) -> Result<(), StorageError> {
+    lots::Entity::update_many()
+        .col_expr(lots::Column::SweptThrough, Expr::value(key_id))
+        .filter(lots::Column::PlanId.eq(&order.plan_id))
+        .filter(lots::Column::AgencyId.eq(&order.agency_id))
+        .exec(tx)
+        .await?;
+    Ok(())
+}
+
+/// Deletes the batch's keys that may be, and lets the others go; answers how many of each.
+async fn work_through(
+    tx: &DatabaseTransaction,
+    journal: &mut Journal,
+    stretch: &Stretch<'_>,
+    batch: &[entries::Model],
+    now: DateTime<Utc>,
+) -> Result<(u64, u64), StorageError> {
+    let order = stretch.order;
+    let facts = lock_keys(tx, stretch).await?;
+    let deleted = delete_keys(tx, stretch, now).await?;
+    mark_deleted(tx, order, &deleted, now).await?;
+    let mut kept = 0;
+    let cutoff = idle_since(order.delete_at);
+    for entry in batch {
+        if deleted.contains(&entry.key_id) {
+            let detail = json!({ "last_used_at": entry.last_used_at.map(from_micros), "created_at": from_micros(entry.created_at) });
+            journal.key("key.deleted", &order.plan_id, &order.agency_id, &entry.key_id, detail);
+            continue;
+        }
+        let owner = (entry.agency_id.as_str(), entry.location_id.as_deref());
+        let gate = match facts.get(&entry.key_id) {
+            Some(key) => entry_gate(EntryState::Planned, owner, key, cutoff, order.slack),
+            // The row is gone for good: whoever removed it has ended the key.
+            None => Err(EntryBlock::NotActive),
+        };
+        let Err(block) = gate else { continue };
+        let left = match block.rescue_cause() {
+            Some(cause) => take_out(tx, journal, &entry.key_id, cause, now).await?.is_some(),
+            None => spare(tx, &entry.key_id, now).await?,
+        };
+        if left && block.rescue_cause().is_none() {
+            journal.key(
+                "key.spared",
+                &order.plan_id,
+                &order.agency_id,
+                &entry.key_id,
+                json!({ "cause": block.as_str() }),
+            );
+        }
+        // What has left by itself meanwhile needs no further work either.
+        kept += 1;
+    }
+    Ok((deleted.len() as u64, kept))
+}
+
+/// Locks the rows of the stretch's keys in the order of their ids, and reads what the gate needs.
+async fn lock_keys(tx: &DatabaseTransaction, stretch: &Stretch<'_>) -> Result<HashMap<String, KeyFacts>, StorageError> {
+    let used = last_use("k");
+    let lock = for_update(tx);
+    let sql = format!(
+        "SELECT k.id, k.state, k.revoke_at, k.agency_id, k.location_id, {used} AS last_use FROM api_keys k \
+         WHERE k.id IN (SELECT e.key_id FROM sweep_entries e WHERE e.plan_id = $1 AND e.agency_id = $2 \
+         AND e.key_id >= $3 AND e.key_id <= $4 AND e.state = 1) ORDER BY k.id{lock}"
+    );
+    let order = stretch.order;
+    let values = vec![
+        order.plan_id.as_str().into(),
+        order.agency_id.as_str().into(),
+        stretch.first.as_str().into(),
+        stretch.last.as_str().into(),
+    ];
+    let mut facts = HashMap::new();
+    for row in tx.query_all_raw(statement(tx, sql, values)).await? {
+        let state: i16 = row.try_get("", "state")?;
+        let revoke_at: Option<i64> = row.try_get("", "revoke_at")?;
+        let key = KeyFacts {
+            active: state == 1,
+            ending: revoke_at.is_some(),
+            agency_id: row.try_get("", "agency_id")?,
+            location_id: row.try_get("", "location_id")?,
+            last_use: from_micros(row.try_get("", "last_use")?),
+        };
+        facts.insert(row.try_get("", "id")?, key);
+    }
+    Ok(facts)
+}
+
+/// The deletion itself: one statement that asks the database again for everything it depends on.
+pub(super) async fn delete_keys(
+    tx: &DatabaseTransaction,
+    stretch: &Stretch<'_>,
+    now: DateTime<Utc>,
+) -> Result<HashSet<String>, StorageError> {
+    let used = last_use("api_keys");
+    let receipted = receipted("l");
+    let sql = format!(
+        "UPDATE api_keys SET state = 3, secret_hash = NULL, sealed_secret = NULL, deleted_at = $1, revision = revision + 1 \
+         WHERE api_keys.state = 1 AND api_keys.revoke_at IS NULL AND {used} <= $2 \
+         AND api_keys.id IN (SELECT e.key_id FROM sweep_entries e WHERE e.plan_id = $3 AND e.agency_id = $4 \
+         AND e.key_id >= $5 AND e.key_id <= $6 AND e.state = 1 AND e.agency_id = api_keys.agency_id \
+         AND (e.location_id = api_keys.location_id OR (e.location_id IS NULL AND api_keys.location_id IS NULL))) \
+         AND EXISTS (SELECT 1 FROM sweep_lots l WHERE l.plan_id = $3 AND l.agency_id = $4 AND l.state = 1 AND l.hold_reason IS NULL \
+         AND l.delete_at <= $1 AND l.last_delete_at >= $1 AND l.delete_at <= l.last_delete_at \
+         AND $2 <= l.delete_at - {IDLE_MICROS} AND {receipted}) \
+         RETURNING id"
+    );
+    let order = stretch.order;
+    let cutoff = idle_since(order.delete_at) - order.slack.max(TimeDelta::zero());
+    let values = vec![
+        to_micros(now).into(),
+        to_micros(cutoff).into(),
+        order.plan_id.as_str().into(),
+        order.agency_id.as_str().into(),
+        stretch.first.as_str().into(),
+        stretch.last.as_str().into(),
+    ];
+    let rows = tx.query_all_raw(statement(tx, sql, values)).await?;
+    rows.iter().map(|row| Ok(row.try_get("", "id")?)).collect()
+}
+
+async fn mark_deleted(
+    tx: &DatabaseTransaction,
+    order: &BatchOrder,
+    deleted: &HashSet<String>,
+    now: DateTime<Utc>,
+) -> Result<(), StorageError> {
+    if deleted.is_empty() {
+        return Ok(());
+    }
+    let marked = entries::Entity::update_many()
+        .col_expr(entries::Column::State, Expr::value(EntryState::Deleted.code()))
+        .col_expr(entries::Column::EndedAt, Expr::value(to_micros(now)))
+        .filter(entries::Column::PlanId.eq(&order.plan_id))
+        .filter(entries::Column::AgencyId.eq(&order.agency_id))
+        .filter(entries::Column::State.eq(EntryState::Planned.code()))
+        .filter(entries::Column::KeyId.is_in(deleted))
+        .exec(tx)
+        .await?;
+    if marked.rows_affected == deleted.len() as u64 {
+        Ok(())
+    } else {
+        // A key must not go without its entry: the transaction is given up.
+        Err(StorageError::Conflict("an entry left its lot while its key was deleted".to_owned()))
+    }
+}
+
+/// Leaves a key for the next quarter without a word to its admins.
+async fn spare(tx: &DatabaseTransaction, key_id: &str, now: DateTime<Utc>) -> Result<bool, StorageError> {
+    let spared = entries::Entity::update_many()
+        .col_expr(entries::Column::State, Expr::value(EntryState::Spared.code()))
+        .col_expr(entries::Column::EndedAt, Expr::value(to_micros(now)))
+        .filter(entries::Column::KeyId.eq(key_id))
+        .filter(entries::Column::State.eq(EntryState::Planned.code()))
+        .exec(tx)
+        .await?;
+    Ok(spared.rows_affected == 1)
+}

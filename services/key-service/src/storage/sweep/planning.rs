@@ -1,0 +1,236 @@
+//! A plan is made. No row of it passes through this process: entries and lots are written by the database from what it holds.
+
+use chrono::{DateTime, Utc};
+use sea_orm::sea_query::Expr;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
+};
+use serde_json::json;
+use service_kit::db::begin_write;
+use service_kit::time::to_micros;
+
+use super::codes::{self, Coded};
+use super::entities::plans;
+use super::journal::Journal;
+use super::sql::{last_use, statement, without_parallel_workers};
+use crate::app::sweep::PlanDraft;
+use crate::domain::sweep::event::CHUNK_ENTRIES;
+use crate::domain::sweep::{EventPayload, KeyRange, Plan, PlanState};
+use crate::storage::StorageError;
+
+/// Makes a plan: publishes it, or lets it await confirmation if it is above the breaker.
+pub(super) async fn make(
+    db: &DatabaseConnection,
+    draft: &PlanDraft,
+    now: DateTime<Utc>,
+) -> Result<Option<Plan>, StorageError> {
+    let tx = begin_write(db).await?;
+    without_parallel_workers(&tx).await?;
+    let mut plan = Plan {
+        plan_id: draft.plan_id.clone(),
+        delete_at: draft.delete_at,
+        idle_since: draft.idle_since,
+        last_delete_at: draft.last_delete_at,
+        stage_window: draft.stage_window,
+        state: PlanState::AwaitingConfirmation,
+        state_reason: String::new(),
+        created_at: now,
+        confirmed_at: None,
+        published_at: None,
+        completed_at: None,
+        entry_count: 0,
+        lot_count: 0,
+        active_key_count: 0,
+    };
+    if !claim(&tx, &plan).await? {
+        tx.rollback().await?;
+        return Ok(None);
+    }
+    let (listed, lots, active) = measure(&tx, draft.idle_since).await?;
+    plan.active_key_count = active;
+    let count = |number: i64| u64::try_from(number).unwrap_or(0);
+    let mut journal = Journal::of_sweep(now);
+    if draft.breaker.trips(count(listed), count(active)) {
+        plan.entry_count = listed;
+        plan.lot_count = lots;
+        plan.state_reason =
+            format!("{listed} of {active} active keys would be deleted: waits for an operator to confirm or cancel");
+        let detail = json!({ "entry_count": listed, "active_key_count": active });
+        journal.plan("plan.stopped", &plan.plan_id, &plan.state_reason, detail);
+    } else {
+        publish(&tx, &mut plan, &mut journal, now).await?;
+    }
+    save(&tx, &plan).await?;
+    journal.write(&tx).await?;
+    tx.commit().await?;
+    Ok(Some(plan))
+}
+
+/// Publishes a plan that an operator has confirmed, with what is idle now.
+pub(super) async fn publish_confirmed(
+    db: &DatabaseConnection,
+    plan_id: &str,
+    idle_since: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<Option<Plan>, StorageError> {
+    let tx = begin_write(db).await?;
+    without_parallel_workers(&tx).await?;
+    let row = plans::Entity::find_by_id(plan_id).lock_exclusive().one(&tx).await?;
+    let Some(mut plan) = row.map(codes::plan).transpose()? else { return Ok(None) };
+    if plan.state != PlanState::AwaitingConfirmation || plan.confirmed_at.is_none() {
+        return Ok(None);
+    }
+    plan.idle_since = idle_since;
+    let mut journal = Journal::of_sweep(now);
+    publish(&tx, &mut plan, &mut journal, now).await?;
+    save(&tx, &plan).await?;
+    journal.write(&tx).await?;
+    tx.commit().await?;
+    Ok(Some(plan))
+}
+
+/// Inserts the plan's row if nobody has made a plan for its instant. Waits for whoever is about to.
+async fn claim(tx: &DatabaseTransaction, plan: &Plan) -> Result<bool, StorageError> {
+    let row = codes::plan_row(plan);
+    let sql = "INSERT INTO sweep_plans (plan_id, delete_at, idle_since_at, last_delete_at, stage_window_ms, state, state_reason, \
+               created_at, entry_count, lot_count, active_key_count) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, 0, 0) \
+               ON CONFLICT (delete_at) DO NOTHING";
+    let values = vec![
+        row.plan_id.into(),
+        row.delete_at.into(),
+        row.idle_since_at.into(),
+        row.last_delete_at.into(),
+        row.stage_window_ms.into(),
+        row.state.into(),
+        row.state_reason.into(),
+        row.created_at.into(),
+    ];
+    Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
+}
+
+/// Which keys a plan lists: the key is `k`, the cutoff parameter 1.
+fn listed() -> String {
+    format!(
+        "k.state = 1 AND k.revoke_at IS NULL AND {} <= $1 \
+         AND NOT EXISTS (SELECT 1 FROM sweep_entries o WHERE o.key_id = k.id AND o.state = 1)",
+        last_use("k")
+    )
+}
+
+/// Keys that would be listed, their agencies, and all ACTIVE keys.
+async fn measure(tx: &DatabaseTransaction, idle_since: DateTime<Utc>) -> Result<(i64, i64, i64), StorageError> {
+    let cutoff = vec![to_micros(idle_since).into()];
+    let sql =
+        format!("SELECT COUNT(*) AS keys, COUNT(DISTINCT k.agency_id) AS agencies FROM api_keys k WHERE {}", listed());
+    let row = tx.query_one_raw(statement(tx, sql, cutoff)).await?;
+    let row = row.ok_or_else(|| StorageError::Internal("a count has no row".to_owned()))?;
+    let sql = "SELECT COUNT(*) AS keys FROM api_keys k WHERE k.state = 1";
+    let active = tx.query_one_raw(statement(tx, sql, Vec::new())).await?;
+    let active = active.ok_or_else(|| StorageError::Internal("a count has no row".to_owned()))?;
+    Ok((row.try_get("", "keys")?, row.try_get("", "agencies")?, active.try_get("", "keys")?))
+}
+
+/// Writes entries and lots and names them to the subscribers; sets what of the plan follows from it.
+async fn publish(
+    tx: &DatabaseTransaction,
+    plan: &mut Plan,
+    journal: &mut Journal,
+    now: DateTime<Utc>,
+) -> Result<(), StorageError> {
+    let sql = format!(
+        "INSERT INTO sweep_entries (plan_id, agency_id, key_id, location_id, display_name, display_prefix, created_at, last_used_at, state) \
+         SELECT CAST($2 AS TEXT), k.agency_id, k.id, k.location_id, k.display_name, k.display_prefix, k.created_at, k.last_used_at, 1 \
+         FROM api_keys k WHERE {} ORDER BY k.agency_id, k.id",
+        listed()
+    );
+    let values = vec![to_micros(plan.idle_since).into(), plan.plan_id.as_str().into()];
+    let entries = tx.execute_raw(statement(tx, sql, values)).await?.rows_affected();
+
+    let sql = "INSERT INTO sweep_lots (plan_id, agency_id, state, delete_at, last_delete_at, entry_count, state_reason, swept_through) \
+               SELECT e.plan_id, e.agency_id, 1, CAST($2 AS BIGINT), CAST($3 AS BIGINT), COUNT(*), '', '' \
+               FROM sweep_entries e WHERE e.plan_id = $1 GROUP BY e.plan_id, e.agency_id";
+    let values =
+        vec![plan.plan_id.as_str().into(), to_micros(plan.delete_at).into(), to_micros(plan.last_delete_at).into()];
+    let lots = tx.execute_raw(statement(tx, sql, values)).await?.rows_affected();
+
+    plan.state = PlanState::Open;
+    plan.state_reason = String::new();
+    plan.published_at = Some(now);
+    plan.entry_count = i64::try_from(entries).unwrap_or(i64::MAX);
+    plan.lot_count = i64::try_from(lots).unwrap_or(i64::MAX);
+
+    journal.event(&plan.plan_id, EventPayload::published(plan));
+    for range in chunks(tx, &plan.plan_id).await? {
+        journal.event(&plan.plan_id, EventPayload::PlanEntries(range));
+    }
+    journal.event(&plan.plan_id, EventPayload::PlanSealed { entry_count: plan.entry_count, lot_count: plan.lot_count });
+    let detail = json!({
+        "delete_time": plan.delete_at,
+        "entry_count": plan.entry_count,
+        "lot_count": plan.lot_count,
+        "active_key_count": plan.active_key_count,
+    });
+    journal.plan("plan.published", &plan.plan_id, "", detail);
+    Ok(())
+}
+
+/// The first and last entry of each chunk, in the order of (agency, key): two rows a chunk.
+async fn chunks(tx: &DatabaseTransaction, plan_id: &str) -> Result<Vec<KeyRange>, StorageError> {
+    let sql = "SELECT agency_id, key_id, place FROM (SELECT agency_id, key_id, \
+               ROW_NUMBER() OVER (ORDER BY agency_id, key_id) AS place, COUNT(*) OVER () AS total \
+               FROM sweep_entries WHERE plan_id = $1) AS numbered \
+               WHERE place % $2 IN (0, 1) OR place = total ORDER BY place";
+    let size = i64::from(CHUNK_ENTRIES);
+    let mut ranges: Vec<KeyRange> = Vec::new();
+    for row in tx.query_all_raw(statement(tx, sql, vec![plan_id.into(), size.into()])).await? {
+        let place: i64 = row.try_get("", "place")?;
+        let at: (String, String) = (row.try_get("", "agency_id")?, row.try_get("", "key_id")?);
+        match ranges.last_mut() {
+            Some(range) if place % size != 1 => range.last = at,
+            _ => ranges.push(KeyRange { first: at.clone(), last: at }),
+        }
+    }
+    Ok(ranges)
+}
+
+/// Stores what measuring and publishing have set.
+async fn save(tx: &DatabaseTransaction, plan: &Plan) -> Result<(), StorageError> {
+    let row = codes::plan_row(plan);
+    plans::Entity::update_many()
+        .col_expr(plans::Column::IdleSinceAt, Expr::value(row.idle_since_at))
+        .col_expr(plans::Column::State, Expr::value(row.state))
+        .col_expr(plans::Column::StateReason, Expr::value(row.state_reason))
+        .col_expr(plans::Column::PublishedAt, Expr::value(row.published_at))
+        .col_expr(plans::Column::EntryCount, Expr::value(row.entry_count))
+        .col_expr(plans::Column::LotCount, Expr::value(row.lot_count))
+        .col_expr(plans::Column::ActiveKeyCount, Expr::value(row.active_key_count))
+        .filter(plans::Column::PlanId.eq(&plan.plan_id))
+        .exec(tx)
+        .await?;
+    Ok(())
+}
+
+/// Ends a plan that was never published.
+pub(super) async fn cancel_unpublished(
+    db: &DatabaseConnection,
+    plan_id: &str,
+    reason: &str,
+    now: DateTime<Utc>,
+) -> Result<bool, StorageError> {
+    let tx = begin_write(db).await?;
+    let ended = plans::Entity::update_many()
+        .col_expr(plans::Column::State, Expr::value(PlanState::Cancelled.code()))
+        .col_expr(plans::Column::StateReason, Expr::value(reason))
+        .filter(plans::Column::PlanId.eq(plan_id))
+        .filter(plans::Column::State.eq(PlanState::AwaitingConfirmation.code()))
+        .exec(&tx)
+        .await?;
+    if ended.rows_affected == 0 {
+        return Ok(false);
+    }
+    let mut journal = Journal::of_sweep(now);
+    journal.plan("plan.cancelled", plan_id, reason, json!({}));
+    journal.write(&tx).await?;
+    tx.commit().await?;
+    Ok(true)
+}

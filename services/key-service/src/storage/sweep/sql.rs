@@ -1,0 +1,52 @@
+//! What the statements of the sweep have in common. They are written by hand where one must say exactly what it touches, in the
+//! dialect that SQLite and PostgreSQL share.
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement, Value};
+
+use crate::domain::sweep::Stage;
+use crate::domain::sweep::schedule::IDLE_DAYS;
+use crate::storage::StorageError;
+
+/// Days without use, in the database's unit.
+pub(super) const IDLE_MICROS: i64 = IDLE_DAYS * 86_400_000_000;
+
+/// A statement with numbered parameters.
+pub(super) fn statement(db: &impl ConnectionTrait, sql: impl Into<String>, values: Vec<Value>) -> Statement {
+    Statement::from_sql_and_values(db.get_database_backend(), sql, values)
+}
+
+/// The effective last use of the key that `alias` names: a key never used counts from its creation.
+pub(super) fn last_use(alias: &str) -> String {
+    format!(
+        "(CASE WHEN {alias}.last_used_at IS NULL OR {alias}.last_used_at < {alias}.created_at \
+         THEN {alias}.created_at ELSE {alias}.last_used_at END)"
+    )
+}
+
+/// Whether all three receipts of the lot that `alias` names are in, each with its lead.
+pub(super) fn receipted(alias: &str) -> String {
+    let lead = |stage: Stage| stage.lead().num_seconds() * 1_000_000;
+    format!(
+        "(SELECT COUNT(*) FROM sweep_receipts r WHERE r.plan_id = {alias}.plan_id AND r.agency_id = {alias}.agency_id \
+         AND r.delivered_at <= {alias}.delete_at - (CASE r.stage WHEN 1 THEN {} WHEN 2 THEN {} WHEN 3 THEN {} END)) = 3",
+        lead(Stage::D15),
+        lead(Stage::D7),
+        lead(Stage::D1),
+    )
+}
+
+/// Ends a SELECT that locks the rows it finds. SQLite has one writer, who holds the lock already.
+pub(super) fn for_update(db: &impl ConnectionTrait) -> &'static str {
+    match db.get_database_backend() {
+        DbBackend::Postgres => " FOR UPDATE",
+        _ => "",
+    }
+}
+
+/// Keeps PostgreSQL from scanning with all processors: verification runs beside it.
+pub(super) async fn without_parallel_workers(tx: &DatabaseTransaction) -> Result<(), StorageError> {
+    if tx.get_database_backend() == DbBackend::Postgres {
+        tx.execute_unprepared("SET LOCAL max_parallel_workers_per_gather = 0").await?;
+    }
+    Ok(())
+}

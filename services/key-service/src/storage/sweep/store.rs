@@ -1,0 +1,187 @@
+//! The ports of the sweep over one database.
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sea_orm::DatabaseConnection;
+use service_kit::page::Page;
+use service_kit::time::to_micros;
+
+use super::{closing, deletion, desk, feed, notices, planning, reads, rescue};
+use crate::app::sweep::{
+    BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, LotFilter, NoticeResult, PlanDraft, PlanFilter,
+    PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobs, SweepReads,
+};
+use crate::domain::sweep::{Entry, KeyRange, Lot, LotCounts, Notice, Plan, PlanState, StoredEvent, UsageWriter};
+use crate::storage::StorageError;
+
+/// The sweep's part of the database.
+#[derive(Debug, Clone)]
+pub struct SqlSweepStore {
+    db: DatabaseConnection,
+}
+
+impl SqlSweepStore {
+    /// Over a database that has this version's schema.
+    #[must_use]
+    pub fn new(db: DatabaseConnection) -> Self {
+        Self { db }
+    }
+}
+
+type Pair = (String, String);
+
+#[async_trait]
+impl SweepJobs for SqlSweepStore {
+    async fn usage_writers(&self) -> Result<Vec<UsageWriter>, StorageError> {
+        reads::writers(&self.db).await
+    }
+
+    async fn plan_for(&self, delete_at: DateTime<Utc>) -> Result<Option<Plan>, StorageError> {
+        reads::plan_for(&self.db, to_micros(delete_at)).await
+    }
+
+    async fn plans_in(&self, state: PlanState) -> Result<Vec<Plan>, StorageError> {
+        reads::plans_in(&self.db, state).await
+    }
+
+    async fn make_plan(&self, draft: &PlanDraft, now: DateTime<Utc>) -> Result<Option<Plan>, StorageError> {
+        planning::make(&self.db, draft, now).await
+    }
+
+    async fn publish_confirmed(
+        &self,
+        plan_id: &str,
+        idle_since: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Plan>, StorageError> {
+        planning::publish_confirmed(&self.db, plan_id, idle_since, now).await
+    }
+
+    async fn cancel_unpublished(&self, plan_id: &str, reason: &str, now: DateTime<Utc>) -> Result<bool, StorageError> {
+        planning::cancel_unpublished(&self.db, plan_id, reason, now).await
+    }
+
+    async fn rescue_ineligible(
+        &self,
+        plan: &Plan,
+        after: Option<Pair>,
+        now: DateTime<Utc>,
+    ) -> Result<ReconcilePage, StorageError> {
+        rescue::rescue_ineligible(&self.db, plan, after, now).await
+    }
+
+    async fn defer_overdue(&self, limit: u32, now: DateTime<Utc>) -> Result<u64, StorageError> {
+        closing::defer_overdue(&self.db, limit, now).await
+    }
+
+    async fn due_lots(
+        &self,
+        after: Option<Pair>,
+        limit: u32,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<(String, String, DateTime<Utc>)>, StorageError> {
+        deletion::due_lots(&self.db, after, limit, now).await
+    }
+
+    async fn delete_batch(&self, order: &BatchOrder, now: DateTime<Utc>) -> Result<BatchOutcome, StorageError> {
+        deletion::delete_batch(&self.db, order, now).await
+    }
+
+    async fn close_emptied(&self, limit: u32, now: DateTime<Utc>) -> Result<u64, StorageError> {
+        closing::close_emptied(&self.db, limit, now).await
+    }
+
+    async fn complete_plan(&self, plan_id: &str, now: DateTime<Utc>) -> Result<bool, StorageError> {
+        closing::complete_plan(&self.db, plan_id, now).await
+    }
+}
+
+#[async_trait]
+impl SweepDesk for SqlSweepStore {
+    async fn record_notices(&self, notices: &[Notice], now: DateTime<Utc>) -> Result<Vec<NoticeResult>, StorageError> {
+        notices::record(&self.db, notices, now).await
+    }
+
+    async fn confirm_plan(&self, plan_id: &str, by: &Command, now: DateTime<Utc>) -> Result<(), DeskError> {
+        desk::confirm_plan(&self.db, plan_id, by, now).await
+    }
+
+    async fn cancel_plan(&self, plan_id: &str, by: &Command, now: DateTime<Utc>) -> Result<(), DeskError> {
+        desk::cancel_plan(&self.db, plan_id, by, now).await
+    }
+
+    async fn hold_lot(
+        &self,
+        plan_id: &str,
+        agency_id: &str,
+        by: &Command,
+        now: DateTime<Utc>,
+    ) -> Result<(), DeskError> {
+        desk::hold_lot(&self.db, plan_id, agency_id, by, now).await
+    }
+
+    async fn release_lot(
+        &self,
+        plan_id: &str,
+        agency_id: &str,
+        by: &Command,
+        now: DateTime<Utc>,
+    ) -> Result<(), DeskError> {
+        desk::release_lot(&self.db, plan_id, agency_id, by, now).await
+    }
+}
+
+#[async_trait]
+impl SweepReads for SqlSweepStore {
+    async fn plan(&self, plan_id: &str) -> Result<Option<PlanView>, StorageError> {
+        reads::plan(&self.db, plan_id).await
+    }
+
+    async fn plans(&self, filter: PlanFilter, page: &Page) -> Result<Vec<PlanView>, StorageError> {
+        reads::plans(&self.db, filter, page).await
+    }
+
+    async fn lot(&self, plan_id: &str, agency_id: &str) -> Result<Option<(Lot, LotCounts)>, StorageError> {
+        reads::lot(&self.db, plan_id, agency_id).await
+    }
+
+    async fn lots(&self, filter: &LotFilter, page: &Page) -> Result<Vec<(Lot, LotCounts)>, StorageError> {
+        reads::lots(&self.db, filter, page).await
+    }
+
+    async fn entries(&self, filter: &EntryFilter, after: Option<Pair>, limit: u32) -> Result<Vec<Entry>, StorageError> {
+        reads::entries(&self.db, filter, after, limit).await
+    }
+
+    async fn preview(&self, filter: &PreviewFilter, agencies: u32) -> Result<Preview, StorageError> {
+        reads::preview(&self.db, filter, agencies).await
+    }
+
+    async fn preview_entries(
+        &self,
+        filter: &PreviewFilter,
+        after: Option<Pair>,
+        limit: u32,
+    ) -> Result<Vec<Entry>, StorageError> {
+        reads::preview_entries(&self.db, filter, after, limit).await
+    }
+}
+
+#[async_trait]
+impl SweepFeed for SqlSweepStore {
+    async fn head(&self) -> Result<i64, StorageError> {
+        feed::head(&self.db).await
+    }
+
+    async fn events_after(&self, sequence: i64, limit: u32) -> Result<Vec<StoredEvent>, StorageError> {
+        feed::events_after(&self.db, sequence, limit).await
+    }
+
+    async fn chunk(&self, plan_id: &str, range: &KeyRange) -> Result<(DateTime<Utc>, Vec<Entry>), StorageError> {
+        feed::chunk(&self.db, plan_id, range).await
+    }
+
+    async fn note_subscriber(&self, name: &str, sequence: i64, now: DateTime<Utc>) -> Result<(), StorageError> {
+        feed::note_subscriber(&self.db, name, sequence, now).await
+    }
+}
