@@ -17,29 +17,15 @@ impl MigrationTrait for Migration {
         manager.create_table(life(&mut agencies)).await?;
 
         let mut locations = Table::create();
-        locations
-            .table("locations")
-            .col(id("id"))
-            .col(ColumnDef::new("agency_id").text().not_null());
+        locations.table("locations").col(id("id")).col(ColumnDef::new("agency_id").text().not_null());
         profile(&mut locations);
         locations
             .col(ColumnDef::new("deleted_at").big_integer().null())
             .col(ColumnDef::new("sealed_key").binary().null())
             .col(ColumnDef::new("master_version").integer().null())
-            .foreign_key(
-                ForeignKey::create()
-                    .from("locations", "agency_id")
-                    .to("agencies", "id"),
-            );
+            .foreign_key(ForeignKey::create().from("locations", "agency_id").to("agencies", "id"));
         manager.create_table(life(&mut locations)).await?;
-        index(
-            manager,
-            "locations_agency",
-            "locations",
-            &["agency_id", "id"],
-            false,
-        )
-        .await?;
+        index(manager, "locations_agency", "locations", &["agency_id", "id"], false).await?;
 
         users(manager).await?;
 
@@ -51,11 +37,7 @@ impl MigrationTrait for Migration {
                     .col(ColumnDef::new("enabled").boolean().not_null())
                     .col(ColumnDef::new("actor").text().not_null())
                     .col(ColumnDef::new("chosen_at").big_integer().not_null())
-                    .foreign_key(
-                        ForeignKey::create()
-                            .from("security_settings", "agency_id")
-                            .to("agencies", "id"),
-                    )
+                    .foreign_key(ForeignKey::create().from("security_settings", "agency_id").to("agencies", "id"))
                     .to_owned(),
             )
             .await?;
@@ -74,14 +56,7 @@ impl MigrationTrait for Migration {
                     .to_owned(),
             )
             .await?;
-        index(
-            manager,
-            "audit_events_agency",
-            "audit_events",
-            &["agency_id", "occurred_at"],
-            false,
-        )
-        .await?;
+        index(manager, "audit_events_agency", "audit_events", &["agency_id", "occurred_at"], false).await?;
         manager
             .create_table(
                 Table::create()
@@ -96,18 +71,10 @@ impl MigrationTrait for Migration {
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         idempotency::drop_table(manager).await?;
-        for table in [
-            "keyring_check",
-            "audit_events",
-            "security_settings",
-            "user_locations",
-            "users",
-            "locations",
-            "agencies",
-        ] {
-            manager
-                .drop_table(Table::drop().table(table).to_owned())
-                .await?;
+        for table in
+            ["keyring_check", "audit_events", "security_settings", "user_locations", "users", "locations", "agencies"]
+        {
+            manager.drop_table(Table::drop().table(table).to_owned()).await?;
         }
         Ok(())
     }
@@ -128,36 +95,11 @@ async fn users(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(ColumnDef::new("role_level").small_integer().not_null())
         .col(ColumnDef::new("disabled").boolean().not_null())
         .col(ColumnDef::new("deleted_at").big_integer().null())
-        .foreign_key(
-            ForeignKey::create()
-                .from("users", "agency_id")
-                .to("agencies", "id"),
-        );
+        .foreign_key(ForeignKey::create().from("users", "agency_id").to("agencies", "id"));
     manager.create_table(life(&mut users)).await?;
-    index(
-        manager,
-        "users_agency",
-        "users",
-        &["agency_id", "id"],
-        false,
-    )
-    .await?;
-    index(
-        manager,
-        "users_agency_role",
-        "users",
-        &["agency_id", "role_type", "role_level", "id"],
-        false,
-    )
-    .await?;
-    index(
-        manager,
-        "users_agency_email",
-        "users",
-        &["agency_id", "email_key"],
-        true,
-    )
-    .await?;
+    index(manager, "users_agency", "users", &["agency_id", "id"], false).await?;
+    index(manager, "users_agency_role", "users", &["agency_id", "role_type", "role_level", "id"], false).await?;
+    index(manager, "users_agency_email", "users", &["agency_id", "email_key"], true).await?;
     manager
         .create_table(
             Table::create()
@@ -165,50 +107,21 @@ async fn users(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
                 .col(ColumnDef::new("user_id").text().not_null())
                 .col(ColumnDef::new("location_id").text().not_null())
                 .primary_key(Index::create().col("user_id").col("location_id"))
-                .foreign_key(
-                    ForeignKey::create()
-                        .from("user_locations", "user_id")
-                        .to("users", "id"),
-                )
-                .foreign_key(
-                    ForeignKey::create()
-                        .from("user_locations", "location_id")
-                        .to("locations", "id"),
-                )
+                .foreign_key(ForeignKey::create().from("user_locations", "user_id").to("users", "id"))
+                .foreign_key(ForeignKey::create().from("user_locations", "location_id").to("locations", "id"))
                 .to_owned(),
         )
         .await?;
-    index(
-        manager,
-        "user_locations_location",
-        "user_locations",
-        &["location_id", "user_id"],
-        false,
-    )
-    .await
+    index(manager, "user_locations_location", "user_locations", &["location_id", "user_id"], false).await
 }
 
 fn id(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name)
-        .text()
-        .not_null()
-        .primary_key()
-        .to_owned()
+    ColumnDef::new(name).text().not_null().primary_key().to_owned()
 }
 
 fn profile(table: &mut TableCreateStatement) {
-    for name in [
-        "name",
-        "email",
-        "phone",
-        "address",
-        "city",
-        "state",
-        "postal_code",
-        "country",
-        "time_zone",
-        "website",
-    ] {
+    for name in ["name", "email", "phone", "address", "city", "state", "postal_code", "country", "time_zone", "website"]
+    {
         table.col(ColumnDef::new(name).text().not_null());
     }
 }

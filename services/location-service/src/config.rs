@@ -64,8 +64,8 @@ mod tests {
 
     #[test]
     fn the_defaults_are_valid() {
-        let config: Config = service_kit::config::load_from(DEFAULTS, None, std::iter::empty())
-            .expect("valid defaults");
+        let config: Config =
+            service_kit::config::load_from(DEFAULTS, None, std::iter::empty()).expect("valid defaults");
         assert_eq!(config.server.listen.port(), 50052);
     }
 }

@@ -36,58 +36,27 @@ pub use storage::Migrator;
 ///
 /// # Errors
 /// When the database, the keyring or the listener cannot be used.
-pub async fn run(
-    config: Config,
-    deps: Deps,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     let database = db::connect(&config.database).await?;
     if config.database.migrate_on_start {
         db::migrate::<Migrator>(&database).await?;
     }
     let store = storage::DatabaseStore::new(database.clone());
-    let may_create = store
-        .needs_no_keyring()
-        .await
-        .context("the database cannot be read; is it migrated?")?;
-    let ring = KeyRing::load(
-        &config.keyring,
-        config.database.sqlite_path().as_deref(),
-        may_create,
-        &*deps.entropy,
-    )?;
+    let may_create = store.needs_no_keyring().await.context("the database cannot be read; is it migrated?")?;
+    let ring = KeyRing::load(&config.keyring, config.database.sqlite_path().as_deref(), may_create, &*deps.entropy)?;
     store.check_keyring(&ring).await?;
 
-    let keys =
-        clients::KeyServiceClient::new(&config.key_service).context("key_service.endpoint")?;
+    let keys = clients::KeyServiceClient::new(&config.key_service).context("key_service.endpoint")?;
     let store: Arc<dyn app::ports::Store> = Arc::new(store);
     // Jobs end with the server, also where it ends by a fault.
     let jobs_end = shutdown.child_token();
-    deps.jobs.spawn(
-        Arc::new(jobs::ForgetRequests::new(store.clone())),
-        deps.clock.clone(),
-        jobs_end.clone(),
-    );
-    let app = app::App::new(
-        store,
-        Arc::new(keys),
-        ring,
-        deps.clock.clone(),
-        deps.entropy.clone(),
-    );
-    let server = GrpcServer::new(
-        &config.server,
-        keysweep_proto::FILE_DESCRIPTOR_SET,
-        shutdown,
-    );
+    deps.jobs.spawn(Arc::new(jobs::ForgetRequests::new(store.clone())), deps.clock.clone(), jobs_end.clone());
+    let app = app::App::new(store, Arc::new(keys), ring, deps.clock.clone(), deps.entropy.clone());
+    let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown);
     let served = grpc::register(server, app).serve(listener).await;
     jobs_end.cancel();
     deps.jobs.join().await;
-    let closed = database
-        .close()
-        .await
-        .context("the database does not close");
+    let closed = database.close().await.context("the database does not close");
     served.and(closed)
 }
 
@@ -100,12 +69,7 @@ impl cli::Service for LocationService {
     type Config = Config;
     type Migrator = Migrator;
 
-    async fn run(
-        config: Config,
-        deps: Deps,
-        listener: TcpListener,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<()> {
+    async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         run(config, deps, listener, shutdown).await
     }
 }

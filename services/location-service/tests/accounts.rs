@@ -8,8 +8,7 @@ use support::{World, act, by, fields, mask, new_location, new_user, refused, rol
 use tonic::Code;
 
 const AGENCY_ADMIN: (v2::RoleType, v2::RoleLevel) = (v2::RoleType::Agency, v2::RoleLevel::Admin);
-const LOCATION_ADMIN: (v2::RoleType, v2::RoleLevel) =
-    (v2::RoleType::Location, v2::RoleLevel::Admin);
+const LOCATION_ADMIN: (v2::RoleType, v2::RoleLevel) = (v2::RoleType::Location, v2::RoleLevel::Admin);
 const LOCATION_USER: (v2::RoleType, v2::RoleLevel) = (v2::RoleType::Location, v2::RoleLevel::User);
 
 fn full_agency() -> v2::Agency {
@@ -419,21 +418,9 @@ both_databases! {
 }
 
 /// The whole answer as one message.
-async fn recipients(
-    world: &World,
-    request: v2::ListNoticeRecipientsRequest,
-) -> v2::ListNoticeRecipientsResponse {
-    let mut stream = world
-        .users()
-        .list_notice_recipients(request)
-        .await
-        .expect("a stream")
-        .into_inner();
-    let mut whole = stream
-        .message()
-        .await
-        .expect("a message")
-        .expect("the first message");
+async fn recipients(world: &World, request: v2::ListNoticeRecipientsRequest) -> v2::ListNoticeRecipientsResponse {
+    let mut stream = world.users().list_notice_recipients(request).await.expect("a stream").into_inner();
+    let mut whole = stream.message().await.expect("a message").expect("the first message");
     while let Some(part) = stream.message().await.expect("a message") {
         whole.recipients.extend(part.recipients);
         whole.location_names.extend(part.location_names);

@@ -1,9 +1,6 @@
 //! Enhanced Account Security and explicit generation over the wire, on both databases.
 
-#![expect(
-    deprecated,
-    reason = "the legacy user API is deprecated, and tested all the same"
-)]
+#![expect(deprecated, reason = "the legacy user API is deprecated, and tested all the same")]
 
 mod support;
 
@@ -36,16 +33,12 @@ fn generate_at(location_id: &str, request_id: &str) -> v2::GenerateLocationApiKe
 }
 
 fn get_settings(agency_id: &str) -> v2::GetSecuritySettingsRequest {
-    v2::GetSecuritySettingsRequest {
-        agency_id: agency_id.to_owned(),
-    }
+    v2::GetSecuritySettingsRequest { agency_id: agency_id.to_owned() }
 }
 
 /// Counts rows by SQL of the test's own, past the service.
 async fn count(world: &World, sql: &str) -> i64 {
-    let db = service_kit::db::connect(&world.db.config())
-        .await
-        .expect("connects");
+    let db = service_kit::db::connect(&world.db.config()).await.expect("connects");
     let row = db
         .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
         .await
@@ -361,32 +354,20 @@ async fn an_opted_in_database_file_holds_no_sealed_copy() {
     world.location(&agency.agency_id, "Shop").await;
     let config = world.db.config();
     let db = service_kit::db::connect(&config).await.expect("connects");
-    let sql = Statement::from_string(
-        db.get_database_backend(),
-        "SELECT sealed_key FROM locations",
-    );
-    let sealed: Vec<u8> = db
-        .query_one_raw(sql)
-        .await
-        .expect("answers")
-        .expect("a row")
-        .try_get_by_index(0)
-        .expect("bytes");
+    let sql = Statement::from_string(db.get_database_backend(), "SELECT sealed_key FROM locations");
+    let sealed: Vec<u8> =
+        db.query_one_raw(sql).await.expect("answers").expect("a row").try_get_by_index(0).expect("bytes");
     let file = world.db.url.trim_start_matches("sqlite:").to_owned();
     let holds_copy = || {
-        [file.clone(), format!("{file}-wal")]
-            .into_iter()
-            .any(|path| {
-                let bytes = std::fs::read(&path).unwrap_or_default();
-                bytes.windows(24).any(|window| window == &sealed[..24])
-            })
+        [file.clone(), format!("{file}-wal")].into_iter().any(|path| {
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            bytes.windows(24).any(|window| window == &sealed[..24])
+        })
     };
     assert!(holds_copy(), "the search finds what is there");
     world.choose(&admin, true).await;
     let _kept = world.stop().await;
-    db.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)")
-        .await
-        .expect("a checkpoint");
+    db.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await.expect("a checkpoint");
     db.execute_unprepared("VACUUM").await.expect("a vacuum");
     db.close().await.expect("closes");
     assert!(!holds_copy(), "a sealed copy is left in the files");

@@ -64,12 +64,11 @@ fn only_the_named_fields_of_any_response_can_carry_a_key() {
             collect(&format!(".{}", file.package()), message, &mut messages);
         }
         if file.package().starts_with("keysweep.location.") {
-            pending.extend(file.service.iter().flat_map(|service| {
-                service
-                    .method
+            pending.extend(
+                file.service
                     .iter()
-                    .map(|method| method.output_type().to_owned())
-            }));
+                    .flat_map(|service| service.method.iter().map(|method| method.output_type().to_owned())),
+            );
         }
     }
     assert!(pending.len() > 20, "the services are there: {pending:?}");
@@ -78,9 +77,7 @@ fn only_the_named_fields_of_any_response_can_carry_a_key() {
         if !seen.insert(name.clone()) {
             continue;
         }
-        let message = messages
-            .get(&name)
-            .unwrap_or_else(|| panic!("{name} is described"));
+        let message = messages.get(&name).unwrap_or_else(|| panic!("{name} is described"));
         for field in &message.field {
             match field.r#type() {
                 Type::Message | Type::Group => pending.push(field.type_name().to_owned()),
@@ -102,11 +99,7 @@ fn only_the_named_fields_of_any_response_can_carry_a_key() {
     assert_eq!(carriers.into_iter().collect::<Vec<_>>(), CARRIERS);
 }
 
-fn collect<'a>(
-    scope: &str,
-    message: &'a DescriptorProto,
-    messages: &mut BTreeMap<String, &'a DescriptorProto>,
-) {
+fn collect<'a>(scope: &str, message: &'a DescriptorProto, messages: &mut BTreeMap<String, &'a DescriptorProto>) {
     let name = format!("{scope}.{}", message.name());
     for nested in &message.nested_type {
         collect(&name, nested, messages);
@@ -130,50 +123,26 @@ async fn no_crud_response_of_an_agency_with_the_setting_on_holds_a_key() {
         .expect("created")
         .into_inner();
     for id in [&old.location_id, &created.location_id] {
-        let generate = v2::GenerateLocationApiKeyRequest {
-            location_id: id.clone(),
-            ..Default::default()
-        };
-        world
-            .locations()
-            .generate_location_api_key(by(&admin, generate))
-            .await
-            .expect("generated");
+        let generate = v2::GenerateLocationApiKeyRequest { location_id: id.clone(), ..Default::default() };
+        world.locations().generate_location_api_key(by(&admin, generate)).await.expect("generated");
     }
     assert_eq!(world.keys.generated(), 3);
 
     let mut answers = location_answers(&world, &admin, &old, &created).await;
     answers.extend(other_answers(&world, &admin, created.location_id).await);
     for answer in answers {
-        assert!(
-            !String::from_utf8_lossy(&answer).contains("canary"),
-            "a response holds a key"
-        );
+        assert!(!String::from_utf8_lossy(&answer).contains("canary"), "a response holds a key");
     }
     world.stop().await;
 }
 
 /// What every CRUD method of locations answers, encoded.
-async fn location_answers(
-    world: &World,
-    admin: &v2::User,
-    old: &v2::Location,
-    created: &v2::Location,
-) -> Vec<Vec<u8>> {
+async fn location_answers(world: &World, admin: &v2::User, old: &v2::Location, created: &v2::Location) -> Vec<Vec<u8>> {
     let mut answers = vec![created.encode_to_vec()];
     let mut locations = world.locations();
     for location in [old, created] {
-        let get = v2::GetLocationRequest {
-            location_id: location.location_id.clone(),
-        };
-        answers.push(
-            locations
-                .get_location(by(admin, get))
-                .await
-                .expect("read")
-                .into_inner()
-                .encode_to_vec(),
-        );
+        let get = v2::GetLocationRequest { location_id: location.location_id.clone() };
+        answers.push(locations.get_location(by(admin, get)).await.expect("read").into_inner().encode_to_vec());
         let update = v2::UpdateLocationRequest {
             location: Some(v2::Location {
                 location_id: location.location_id.clone(),
@@ -182,39 +151,12 @@ async fn location_answers(
             }),
             ..Default::default()
         };
-        answers.push(
-            locations
-                .update_location(by(admin, update))
-                .await
-                .expect("updated")
-                .into_inner()
-                .encode_to_vec(),
-        );
+        answers.push(locations.update_location(by(admin, update)).await.expect("updated").into_inner().encode_to_vec());
     }
-    let list = v2::ListLocationsRequest {
-        agency_id: admin.agency_id.clone(),
-        ..Default::default()
-    };
-    answers.push(
-        locations
-            .list_locations(by(admin, list))
-            .await
-            .expect("a list")
-            .into_inner()
-            .encode_to_vec(),
-    );
-    let delete = v2::DeleteLocationRequest {
-        location_id: old.location_id.clone(),
-        ..Default::default()
-    };
-    answers.push(
-        locations
-            .delete_location(by(admin, delete))
-            .await
-            .expect("deleted")
-            .into_inner()
-            .encode_to_vec(),
-    );
+    let list = v2::ListLocationsRequest { agency_id: admin.agency_id.clone(), ..Default::default() };
+    answers.push(locations.list_locations(by(admin, list)).await.expect("a list").into_inner().encode_to_vec());
+    let delete = v2::DeleteLocationRequest { location_id: old.location_id.clone(), ..Default::default() };
+    answers.push(locations.delete_location(by(admin, delete)).await.expect("deleted").into_inner().encode_to_vec());
     answers
 }
 
@@ -222,53 +164,14 @@ async fn location_answers(
 async fn other_answers(world: &World, admin: &v2::User, location_id: String) -> Vec<Vec<u8>> {
     let (mut agencies, mut users) = (world.agencies(), world.users());
     let mut answers = Vec::new();
-    let get = v2::GetAgencyRequest {
-        agency_id: admin.agency_id.clone(),
-    };
-    answers.push(
-        agencies
-            .get_agency(by(admin, get))
-            .await
-            .expect("read")
-            .into_inner()
-            .encode_to_vec(),
-    );
-    let worker = new_user(
-        &admin.agency_id,
-        "w@example.com",
-        role(v2::RoleType::Agency, v2::RoleLevel::User),
-        &[],
-        "",
-    );
-    answers.push(
-        users
-            .create_user(by(admin, worker))
-            .await
-            .expect("created")
-            .into_inner()
-            .encode_to_vec(),
-    );
-    let list = v2::ListUsersRequest {
-        agency_id: admin.agency_id.clone(),
-        ..Default::default()
-    };
-    answers.push(
-        users
-            .list_users(by(admin, list))
-            .await
-            .expect("a list")
-            .into_inner()
-            .encode_to_vec(),
-    );
-    let ask = v2::ListNoticeRecipientsRequest {
-        agency_id: admin.agency_id.clone(),
-        location_ids: vec![location_id],
-    };
-    let mut told = users
-        .list_notice_recipients(ask)
-        .await
-        .expect("a stream")
-        .into_inner();
+    let get = v2::GetAgencyRequest { agency_id: admin.agency_id.clone() };
+    answers.push(agencies.get_agency(by(admin, get)).await.expect("read").into_inner().encode_to_vec());
+    let worker = new_user(&admin.agency_id, "w@example.com", role(v2::RoleType::Agency, v2::RoleLevel::User), &[], "");
+    answers.push(users.create_user(by(admin, worker)).await.expect("created").into_inner().encode_to_vec());
+    let list = v2::ListUsersRequest { agency_id: admin.agency_id.clone(), ..Default::default() };
+    answers.push(users.list_users(by(admin, list)).await.expect("a list").into_inner().encode_to_vec());
+    let ask = v2::ListNoticeRecipientsRequest { agency_id: admin.agency_id.clone(), location_ids: vec![location_id] };
+    let mut told = users.list_notice_recipients(ask).await.expect("a stream").into_inner();
     while let Some(part) = told.message().await.expect("a message") {
         answers.push(part.encode_to_vec());
     }

@@ -5,10 +5,7 @@ use service_kit::violations::Violations;
 
 use super::error::{AppError, Resource};
 use super::policy::{Action, Caller};
-use super::{
-    App, Call, Listed, check_etag, check_required, cursor, listed, masked, mutation_key, retrying,
-    written,
-};
+use super::{App, Call, Listed, check_etag, check_required, cursor, listed, masked, mutation_key, retrying, written};
 use crate::domain::AGENCY_ID;
 use crate::domain::profile::{Profile, ProfileField};
 use crate::domain::resources::Agency;
@@ -36,15 +33,9 @@ impl App {
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn create_agency(
-        &self,
-        call: &Call,
-        mut profile: Profile,
-        request_id: &str,
-    ) -> Result<Agency, AppError> {
+    pub async fn create_agency(&self, call: &Call, mut profile: Profile, request_id: &str) -> Result<Agency, AppError> {
         let now = self.now();
-        self.permit(call, Action::Installation, "", (Resource::Agency, ""))
-            .await?;
+        self.permit(call, Action::Installation, "", (Resource::Agency, "")).await?;
         if profile.time_zone.is_empty() {
             DEFAULT_TIME_ZONE.clone_into(&mut profile.time_zone);
         }
@@ -53,13 +44,8 @@ impl App {
         faults.check_request_id("request_id", request_id);
         faults.into_result()?;
         let key = mutation_key("CreateAgency", "", request_id, &profile)?;
-        let agency = Agency {
-            id: self.ids.next(AGENCY_ID, now),
-            profile,
-            created_at: now,
-            updated_at: now,
-            revision: 1,
-        };
+        let agency =
+            Agency { id: self.ids.next(AGENCY_ID, now), profile, created_at: now, updated_at: now, revision: 1 };
         let (agency, key) = (&agency, key.as_ref());
         retrying(|| {
             Box::pin(async move {
@@ -77,35 +63,23 @@ impl App {
     /// # Errors
     /// See [`AppError`].
     pub async fn get_agency(&self, call: &Call, id: &str) -> Result<Agency, AppError> {
-        let agency = self.agency(id).await?;
-        self.permit(call, Action::Read, &agency.id, (Resource::Agency, id))
-            .await?;
-        Ok(agency)
+        self.permitted_agency(call, Action::Read, id).await
     }
 
     /// Agencies; for a person, its own alone.
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn list_agencies(
-        &self,
-        call: &Call,
-        page: &Page,
-    ) -> Result<Listed<Agency>, AppError> {
+    pub async fn list_agencies(&self, call: &Call, page: &Page) -> Result<Listed<Agency>, AppError> {
         match self.caller(call).await? {
-            Caller::Person(user) => Ok(Listed {
-                items: vec![self.get_agency(call, &user.agency_id).await?],
-                next: None,
-            }),
+            Caller::Person(user) => {
+                Ok(Listed { items: vec![self.get_agency(call, &user.agency_id).await?], next: None })
+            }
             Caller::Stranger(actor) => Err(AppError::not_found(Resource::User, actor.id())),
             Caller::Nobody | Caller::Service(_) | Caller::ApiClient(_) => {
-                self.permit(call, Action::Installation, "", (Resource::Agency, ""))
-                    .await?;
-                let items = self
-                    .store
-                    .agencies(cursor(page, AGENCY_ID)?, u64::from(page.size) + 1)
-                    .await?;
-                Ok(listed(items, page, |agency| &agency.id))
+                self.permit(call, Action::Installation, "", (Resource::Agency, "")).await?;
+                let items = self.store.agencies(cursor(page, AGENCY_ID)?, u64::from(page.size) + 1).await?;
+                Ok(listed(items, page, |agency| &agency.id, |agency| agency.profile.text_bytes()))
             }
         }
     }
@@ -114,31 +88,17 @@ impl App {
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn update_agency(
-        &self,
-        call: &Call,
-        change: &UpdateAgency,
-    ) -> Result<Agency, AppError> {
+    pub async fn update_agency(&self, call: &Call, change: &UpdateAgency) -> Result<Agency, AppError> {
         retrying(|| Box::pin(self.try_update_agency(call, change))).await
     }
 
-    async fn try_update_agency(
-        &self,
-        call: &Call,
-        change: &UpdateAgency,
-    ) -> Result<Agency, AppError> {
+    async fn try_update_agency(&self, call: &Call, change: &UpdateAgency) -> Result<Agency, AppError> {
         let now = self.now();
         let mut faults = Violations::default();
         check_required(&mut faults, "agency.agency_id", &change.agency_id);
         faults.into_result()?;
         let mut agency = self.agency(&change.agency_id).await?;
-        self.permit(
-            call,
-            Action::Write,
-            &agency.id,
-            (Resource::Agency, &change.agency_id),
-        )
-        .await?;
+        self.permit(call, Action::Write, &agency.id, (Resource::Agency, &change.agency_id)).await?;
         let mut faults = Violations::default();
         let fields = profile_fields(&change.profile, &change.mask, &mut faults);
         agency.profile.merge(&change.profile, &fields);
@@ -168,40 +128,22 @@ impl App {
 
     /// One agency, whoever asks.
     pub(super) async fn agency(&self, id: &str) -> Result<Agency, AppError> {
-        let agency = if service_kit::ids::is_id(AGENCY_ID, id) {
-            self.store.agency(id).await?
-        } else {
-            None
-        };
+        let agency = if service_kit::ids::is_id(AGENCY_ID, id) { self.store.agency(id).await? } else { None };
         agency.ok_or_else(|| AppError::not_found(Resource::Agency, id))
     }
 
     /// The agency in which something is to be done, named by the field `agency_id`.
-    pub(super) async fn permitted_agency(
-        &self,
-        call: &Call,
-        action: Action<'_>,
-        id: &str,
-    ) -> Result<Agency, AppError> {
+    pub(super) async fn permitted_agency(&self, call: &Call, action: Action<'_>, id: &str) -> Result<Agency, AppError> {
         let mut faults = Violations::default();
         check_required(&mut faults, "agency_id", id);
         faults.into_result()?;
         let agency = self.agency(id).await?;
-        self.permit(call, action, &agency.id, (Resource::Agency, id))
-            .await?;
+        self.permit(call, action, &agency.id, (Resource::Agency, id)).await?;
         Ok(agency)
     }
 }
 
 /// The fields of a profile that a change is about.
-pub(super) fn profile_fields(
-    profile: &Profile,
-    mask: &[String],
-    faults: &mut Violations,
-) -> Vec<ProfileField> {
-    if mask.is_empty() {
-        profile.set_fields()
-    } else {
-        masked(mask, &ProfileField::ALL, ProfileField::named, faults)
-    }
+pub(super) fn profile_fields(profile: &Profile, mask: &[String], faults: &mut Violations) -> Vec<ProfileField> {
+    if mask.is_empty() { profile.set_fields() } else { masked(mask, &ProfileField::ALL, ProfileField::named, faults) }
 }

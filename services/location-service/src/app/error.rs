@@ -109,10 +109,7 @@ pub enum AppError {
 impl AppError {
     /// There is none, or the actor may not see it.
     pub(super) fn not_found(kind: Resource, id: &str) -> Self {
-        Self::NotFound {
-            kind,
-            id: id.to_owned(),
-        }
+        Self::NotFound { kind, id: id.to_owned() }
     }
 }
 
@@ -129,9 +126,7 @@ impl From<StoreError> for AppError {
 impl From<KeyServiceError> for AppError {
     fn from(error: KeyServiceError) -> Self {
         match error {
-            KeyServiceError::Unavailable { retry_after } => {
-                Self::KeyServiceUnavailable { retry_after }
-            }
+            KeyServiceError::Unavailable { retry_after } => Self::KeyServiceUnavailable { retry_after },
             KeyServiceError::Invalid(violations) => Self::Invalid(violations),
             KeyServiceError::RequestIdReused => Self::RequestIdReused,
             KeyServiceError::Unexpected(cause) => Self::Internal(cause),

@@ -38,9 +38,7 @@ impl App {
         agency_id: &str,
         wish: GenerateKey,
     ) -> Result<GeneratedKey, AppError> {
-        let agency = self
-            .permitted_agency(call, Action::ActAsAgencyAdmin, agency_id)
-            .await?;
+        let agency = self.permitted_agency(call, Action::ActAsAgencyAdmin, agency_id).await?;
         self.generate(call, agency.id, None, wish).await
     }
 
@@ -54,10 +52,7 @@ impl App {
         location_id: &str,
         wish: GenerateKey,
     ) -> Result<GeneratedKey, AppError> {
-        let location = self
-            .stored_location(location_id, "location_id")
-            .await?
-            .location;
+        let location = self.stored_location(location_id, "location_id").await?.location;
         self.permit(
             call,
             Action::ActAsLocationAdmin(&location.id),
@@ -66,12 +61,9 @@ impl App {
         )
         .await?;
         if location.deleted_at.is_some() {
-            return Err(AppError::LocationDeleted {
-                location_id: location.id,
-            });
+            return Err(AppError::LocationDeleted { location_id: location.id });
         }
-        self.generate(call, location.agency_id, Some(location.id), wish)
-            .await
+        self.generate(call, location.agency_id, Some(location.id), wish).await
     }
 
     async fn generate(
@@ -94,27 +86,16 @@ impl App {
             expires_at: wish.expires_at,
             allowed_cidrs: wish.allowed_cidrs,
             // With an id of ours our own retries end with one key.
-            request_id: if wish.request_id.is_empty() {
-                self.ids.next(REQUEST_ID, now)
-            } else {
-                wish.request_id
-            },
+            request_id: if wish.request_id.is_empty() { self.ids.next(REQUEST_ID, now) } else { wish.request_id },
         };
         let key = self.keys.generate(call, &order).await?;
-        self.store
-            .audit(&generation_event(call, &order, &key, now))
-            .await?;
+        self.store.audit(&generation_event(call, &order, &key, now)).await?;
         Ok(key)
     }
 }
 
 /// The audit's entry of a generation. A replay names the same key, and so the same entry.
-pub(super) fn generation_event(
-    call: &Call,
-    order: &KeyOrder,
-    key: &GeneratedKey,
-    now: DateTime<Utc>,
-) -> AuditEvent {
+pub(super) fn generation_event(call: &Call, order: &KeyOrder, key: &GeneratedKey, now: DateTime<Utc>) -> AuditEvent {
     AuditEvent {
         id: format!("aud_{}", key.key_id),
         occurred_at: now,

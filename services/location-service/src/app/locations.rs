@@ -10,9 +10,7 @@ use super::error::{AppError, Resource};
 use super::generation::generation_event;
 use super::policy::Action;
 use super::ports::{AuditEvent, KeyOrder, MutationKey, Recalled, StoredLocation};
-use super::{
-    App, Call, Listed, check_etag, check_required, cursor, listed, mutation_key, retrying, written,
-};
+use super::{App, Call, Listed, check_etag, check_required, cursor, listed, mutation_key, retrying, written};
 use crate::domain::LOCATION_ID;
 use crate::domain::profile::Profile;
 use crate::domain::resources::{Location, seal_binding};
@@ -66,11 +64,7 @@ impl App {
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn create_location(
-        &self,
-        call: &Call,
-        create: &CreateLocation,
-    ) -> Result<LocationView, AppError> {
+    pub async fn create_location(&self, call: &Call, create: &CreateLocation) -> Result<LocationView, AppError> {
         // One id for every attempt: also without a request id they ask for one key.
         let fresh = self.ids.next(LOCATION_ID, self.now());
         let fresh = fresh.as_str();
@@ -84,9 +78,7 @@ impl App {
         fresh: &str,
     ) -> Result<LocationView, AppError> {
         let now = self.now();
-        let agency = self
-            .permitted_agency(call, Action::Write, &create.agency_id)
-            .await?;
+        let agency = self.permitted_agency(call, Action::Write, &create.agency_id).await?;
         let mut profile = create.profile.clone();
         if profile.time_zone.is_empty() {
             profile.time_zone.clone_from(&agency.profile.time_zone);
@@ -95,12 +87,7 @@ impl App {
         profile.check("location", &mut faults);
         faults.check_request_id("request_id", &create.request_id);
         faults.into_result()?;
-        let key = mutation_key(
-            "CreateLocation",
-            &agency.id,
-            &create.request_id,
-            &create.profile,
-        )?;
+        let key = mutation_key("CreateLocation", &agency.id, &create.request_id, &create.profile)?;
         if let Some(id) = self.recall(key.as_ref(), now).await? {
             return self.view_of(&id).await;
         }
@@ -121,15 +108,8 @@ impl App {
             let (sealed, event) = self.generate_sealed(call, &order, &location).await?;
             (sealed_key, audit) = (Some(sealed), Some(event));
         }
-        let stored = StoredLocation {
-            location,
-            sealed_key,
-        };
-        let id = match written(
-            self.store
-                .insert_location(&stored, audit.as_ref(), key.as_ref())
-                .await?,
-        )? {
+        let stored = StoredLocation { location, sealed_key };
+        let id = match written(self.store.insert_location(&stored, audit.as_ref(), key.as_ref()).await?)? {
             None => stored.location.id,
             Some(id) => id,
         };
@@ -137,16 +117,9 @@ impl App {
     }
 
     /// The id that an earlier try of the same call chose, so that all tries generate one key of one location.
-    async fn reserved_id(
-        &self,
-        key: Option<&MutationKey>,
-        fresh: String,
-    ) -> Result<String, AppError> {
+    async fn reserved_id(&self, key: Option<&MutationKey>, fresh: String) -> Result<String, AppError> {
         let Some(key) = key else { return Ok(fresh) };
-        let key = MutationKey {
-            method: "CreateLocation.id",
-            ..key.clone()
-        };
+        let key = MutationKey { method: "CreateLocation.id", ..key.clone() };
         match self.store.reserve(&key, &fresh, self.now()).await? {
             Recalled::New => Ok(fresh),
             Recalled::Replay(id) => Ok(id),
@@ -164,14 +137,8 @@ impl App {
         let binding = seal_binding(&location.agency_id, &location.id);
         let sealed = self
             .ring
-            .seal(
-                key.secret.expose_secret().as_bytes(),
-                &binding,
-                &*self.entropy,
-            )
-            .map_err(|e| {
-                AppError::Internal(format!("cannot seal the key of {}: {e}", location.id))
-            })?;
+            .seal(key.secret.expose_secret().as_bytes(), &binding, &*self.entropy)
+            .map_err(|e| AppError::Internal(format!("cannot seal the key of {}: {e}", location.id)))?;
         Ok((sealed, generation_event(call, order, &key, self.now())))
     }
 
@@ -181,13 +148,7 @@ impl App {
     /// See [`AppError`].
     pub async fn get_location(&self, call: &Call, id: &str) -> Result<LocationView, AppError> {
         let stored = self.stored_location(id, "location_id").await?;
-        self.permit(
-            call,
-            Action::Read,
-            &stored.location.agency_id,
-            (Resource::Location, id),
-        )
-        .await?;
+        self.permit(call, Action::Read, &stored.location.agency_id, (Resource::Location, id)).await?;
         self.view(stored).await
     }
 
@@ -201,63 +162,29 @@ impl App {
         list: &ListLocations,
         page: &Page,
     ) -> Result<Listed<LocationView>, AppError> {
-        let agency = self
-            .permitted_agency(call, Action::Read, &list.agency_id)
-            .await?;
+        let agency = self.permitted_agency(call, Action::Read, &list.agency_id).await?;
         let after = cursor(page, LOCATION_ID)?;
-        let rows = self
-            .store
-            .locations(
-                &agency.id,
-                list.show_deleted,
-                after,
-                u64::from(page.size) + 1,
-            )
-            .await?;
-        let rows = listed(rows, page, |stored| &stored.location.id);
+        let rows = self.store.locations(&agency.id, list.show_deleted, after, u64::from(page.size) + 1).await?;
+        let rows = listed(rows, page, |stored| &stored.location.id, |stored| stored.location.profile.text_bytes());
         // Read after the rows: a choice made in between hides their keys.
-        let shown = rows.items.iter().any(|row| row.sealed_key.is_some())
-            && !self.effective_setting(&agency.id).await?.enabled;
-        let items = rows
-            .items
-            .into_iter()
-            .map(|row| self.open(row, shown))
-            .collect::<Result<_, _>>()?;
-        Ok(Listed {
-            items,
-            next: rows.next,
-        })
+        let shown =
+            rows.items.iter().any(|row| row.sealed_key.is_some()) && !self.effective_setting(&agency.id).await?.enabled;
+        let items = rows.items.into_iter().map(|row| self.open(row, shown)).collect::<Result<_, _>>()?;
+        Ok(Listed { items, next: rows.next })
     }
 
     /// Changes a location.
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn update_location(
-        &self,
-        call: &Call,
-        change: &UpdateLocation,
-    ) -> Result<LocationView, AppError> {
+    pub async fn update_location(&self, call: &Call, change: &UpdateLocation) -> Result<LocationView, AppError> {
         retrying(|| Box::pin(self.try_update_location(call, change))).await
     }
 
-    async fn try_update_location(
-        &self,
-        call: &Call,
-        change: &UpdateLocation,
-    ) -> Result<LocationView, AppError> {
+    async fn try_update_location(&self, call: &Call, change: &UpdateLocation) -> Result<LocationView, AppError> {
         let now = self.now();
-        let mut location = self
-            .stored_location(&change.location_id, "location.location_id")
-            .await?
-            .location;
-        self.permit(
-            call,
-            Action::Write,
-            &location.agency_id,
-            (Resource::Location, &change.location_id),
-        )
-        .await?;
+        let mut location = self.stored_location(&change.location_id, "location.location_id").await?.location;
+        self.permit(call, Action::Write, &location.agency_id, (Resource::Location, &change.location_id)).await?;
         let mut faults = Violations::default();
         let fields = profile_fields(&change.profile, &change.mask, &mut faults);
         location.profile.merge(&change.profile, &fields);
@@ -268,26 +195,14 @@ impl App {
         faults.check_request_id("request_id", &change.request_id);
         faults.into_result()?;
         let contents = (&location.id, &change.profile, &change.mask, &change.etag);
-        let key = mutation_key(
-            "UpdateLocation",
-            &location.agency_id,
-            &change.request_id,
-            &contents,
-        )?;
+        let key = mutation_key("UpdateLocation", &location.agency_id, &change.request_id, &contents)?;
         if let Some(id) = self.recall(key.as_ref(), now).await? {
             return self.view_of(&id).await;
         }
         if location.deleted_at.is_some() {
-            return Err(AppError::LocationDeleted {
-                location_id: location.id,
-            });
+            return Err(AppError::LocationDeleted { location_id: location.id });
         }
-        check_etag(
-            &change.etag,
-            location.revision,
-            Resource::Location,
-            &location.id,
-        )?;
+        check_etag(&change.etag, location.revision, Resource::Location, &location.id)?;
         location.revision += 1;
         location.updated_at = now;
         let outcome = self.store.update_location(&location, key.as_ref()).await?;
@@ -318,31 +233,17 @@ impl App {
     ) -> Result<LocationView, AppError> {
         let now = self.now();
         let mut location = self.stored_location(id, "location_id").await?.location;
-        self.permit(
-            call,
-            Action::Write,
-            &location.agency_id,
-            (Resource::Location, id),
-        )
-        .await?;
+        self.permit(call, Action::Write, &location.agency_id, (Resource::Location, id)).await?;
         let mut faults = Violations::default();
         faults.check_request_id("request_id", request_id);
         faults.into_result()?;
-        let key = mutation_key(
-            "DeleteLocation",
-            &location.agency_id,
-            request_id,
-            &(id, etag),
-        )?;
+        let key = mutation_key("DeleteLocation", &location.agency_id, request_id, &(id, etag))?;
         if let Some(id) = self.recall(key.as_ref(), now).await? {
             return self.view_of(&id).await;
         }
         check_etag(etag, location.revision, Resource::Location, &location.id)?;
         if location.deleted_at.is_some() {
-            return Ok(LocationView {
-                location,
-                api_key: None,
-            });
+            return Ok(LocationView { location, api_key: None });
         }
         location.revision += 1;
         location.updated_at = now;
@@ -353,19 +254,11 @@ impl App {
     }
 
     /// One location, whoever asks, named by `field`.
-    pub(super) async fn stored_location(
-        &self,
-        id: &str,
-        field: &str,
-    ) -> Result<StoredLocation, AppError> {
+    pub(super) async fn stored_location(&self, id: &str, field: &str) -> Result<StoredLocation, AppError> {
         let mut faults = Violations::default();
         check_required(&mut faults, field, id);
         faults.into_result()?;
-        let stored = if service_kit::ids::is_id(LOCATION_ID, id) {
-            self.store.location(id).await?
-        } else {
-            None
-        };
+        let stored = if service_kit::ids::is_id(LOCATION_ID, id) { self.store.location(id).await? } else { None };
         stored.ok_or_else(|| AppError::not_found(Resource::Location, id))
     }
 
@@ -375,31 +268,17 @@ impl App {
     }
 
     async fn view(&self, stored: StoredLocation) -> Result<LocationView, AppError> {
-        let shown = stored.sealed_key.is_some()
-            && !self
-                .effective_setting(&stored.location.agency_id)
-                .await?
-                .enabled;
+        let shown = stored.sealed_key.is_some() && !self.effective_setting(&stored.location.agency_id).await?.enabled;
         self.open(stored, shown)
     }
 
     fn open(&self, stored: StoredLocation, shown: bool) -> Result<LocationView, AppError> {
-        let StoredLocation {
-            location,
-            sealed_key,
-        } = stored;
+        let StoredLocation { location, sealed_key } = stored;
         let Some(sealed) = sealed_key.filter(|_| shown) else {
-            return Ok(LocationView {
-                location,
-                api_key: None,
-            });
+            return Ok(LocationView { location, api_key: None });
         };
-        let broken = |cause: String| {
-            AppError::Internal(format!(
-                "the sealed key of {} cannot be shown: {cause}",
-                location.id
-            ))
-        };
+        let broken =
+            |cause: String| AppError::Internal(format!("the sealed key of {} cannot be shown: {cause}", location.id));
         let plain = self
             .ring
             .open(&sealed, &seal_binding(&location.agency_id, &location.id))

@@ -85,14 +85,7 @@ impl App {
         clock: SharedClock,
         entropy: SharedEntropy,
     ) -> Self {
-        Self {
-            store,
-            keys,
-            ring,
-            clock,
-            ids: IdGenerator::new(entropy.clone()),
-            entropy,
-        }
+        Self { store, keys, ring, clock, ids: IdGenerator::new(entropy.clone()), entropy }
     }
 
     fn now(&self) -> DateTime<Utc> {
@@ -106,11 +99,7 @@ impl App {
             Some(actor @ Actor::Service(_)) => Caller::Service(actor.clone()),
             Some(actor @ Actor::ApiKey(_)) => Caller::ApiClient(actor.clone()),
             Some(actor @ Actor::User(id)) => {
-                let user = if ids::is_id(crate::domain::USER_ID, id) {
-                    self.store.user(id).await?
-                } else {
-                    None
-                };
+                let user = if ids::is_id(crate::domain::USER_ID, id) { self.store.user(id).await? } else { None };
                 match user {
                     Some(user) if user.deleted_at.is_none() => Caller::Person(Box::new(user)),
                     _ => Caller::Stranger(actor.clone()),
@@ -132,11 +121,7 @@ impl App {
     }
 
     /// The answer of an earlier call under the same request id: the id of what it made.
-    async fn recall(
-        &self,
-        key: Option<&MutationKey>,
-        now: DateTime<Utc>,
-    ) -> Result<Option<String>, AppError> {
+    async fn recall(&self, key: Option<&MutationKey>, now: DateTime<Utc>) -> Result<Option<String>, AppError> {
         let Some(key) = key else { return Ok(None) };
         match self.store.recall(key, now).await? {
             Recalled::New => Ok(None),
@@ -146,25 +131,16 @@ impl App {
     }
 }
 
-fn refuse(
-    decision: Result<(), Refusal>,
-    call: &Call,
-    (kind, id): (Resource, &str),
-) -> Result<(), AppError> {
+fn refuse(decision: Result<(), Refusal>, call: &Call, (kind, id): (Resource, &str)) -> Result<(), AppError> {
     decision.map_err(|refusal| match refusal {
         Refusal::ActorRequired => AppError::ActorRequired,
-        Refusal::NotAllowed { required } => AppError::ActorNotAllowed {
-            actor: call.actor().to_string(),
-            required,
-        },
+        Refusal::NotAllowed { required } => AppError::ActorNotAllowed { actor: call.actor().to_string(), required },
         Refusal::Hidden => AppError::not_found(kind, id),
     })
 }
 
 /// Repeats what met another writer, each time from a fresh reading.
-async fn retrying<'a, T>(
-    attempt: impl Fn() -> BoxFuture<'a, Result<T, AppError>>,
-) -> Result<T, AppError> {
+async fn retrying<'a, T>(attempt: impl Fn() -> BoxFuture<'a, Result<T, AppError>>) -> Result<T, AppError> {
     for _ in 1..ATTEMPTS {
         match attempt().await {
             Err(AppError::Contended) => tokio::task::yield_now().await,
@@ -198,15 +174,10 @@ fn mutation_key(
     if request_id.is_empty() || !faults.is_empty() {
         return Ok(None);
     }
-    let contents = serde_json::to_vec(contents)
-        .map_err(|e| AppError::Internal(format!("cannot digest a request: {e}")))?;
+    let contents =
+        serde_json::to_vec(contents).map_err(|e| AppError::Internal(format!("cannot digest a request: {e}")))?;
     let fingerprint = Sha256::digest(&contents).into();
-    Ok(Some(MutationKey {
-        method,
-        scope: scope.to_owned(),
-        request_id: request_id.to_owned(),
-        fingerprint,
-    }))
+    Ok(Some(MutationKey { method, scope: scope.to_owned(), request_id: request_id.to_owned(), fingerprint }))
 }
 
 /// `Ok` if the caller read this revision, or did not say which.
@@ -214,32 +185,17 @@ fn check_etag(given: &str, revision: i64, kind: Resource, id: &str) -> Result<()
     if given.is_empty() || given == etag(revision) {
         Ok(())
     } else {
-        Err(AppError::EtagMismatch {
-            kind,
-            id: id.to_owned(),
-        })
+        Err(AppError::EtagMismatch { kind, id: id.to_owned() })
     }
 }
 
 /// The fields that a mask names: every one for `*`, none for those that are unknown, which are faults.
-fn masked<F: Copy>(
-    paths: &[String],
-    all: &[F],
-    named: impl Fn(&str) -> Option<F>,
-    faults: &mut Violations,
-) -> Vec<F> {
+fn masked<F: Copy>(paths: &[String], all: &[F], named: impl Fn(&str) -> Option<F>, faults: &mut Violations) -> Vec<F> {
     if paths.iter().any(|path| path == "*") {
         return all.to_vec();
     }
-    for unknown in paths
-        .iter()
-        .filter(|path| named(path).is_none())
-        .take(FAULTS_SHOWN)
-    {
-        faults.push(
-            "update_mask",
-            format!("names no field that can be changed: {}", shown(unknown)),
-        );
+    for unknown in paths.iter().filter(|path| named(path).is_none()).take(FAULTS_SHOWN) {
+        faults.push("update_mask", format!("names no field that can be changed: {}", shown(unknown)));
     }
     paths.iter().filter_map(|path| named(path)).collect()
 }
@@ -249,10 +205,7 @@ const FAULTS_SHOWN: usize = 10;
 
 /// A caller's text as an error can repeat it.
 fn shown(text: &str) -> String {
-    text.chars()
-        .filter(char::is_ascii_graphic)
-        .take(64)
-        .collect()
+    text.chars().filter(char::is_ascii_graphic).take(64).collect()
 }
 
 /// Notes a required id that is missing.
@@ -270,14 +223,46 @@ fn cursor<'a>(page: &'a Page, prefix: &str) -> Result<Option<&'a str>, AppError>
     }
 }
 
-/// Cuts what was read, one more than asked for, to the page.
-fn listed<T>(mut items: Vec<T>, page: &Page, id: impl Fn(&T) -> &str) -> Listed<T> {
-    let size = page.size as usize;
-    let more = items.len() > size;
-    items.truncate(size);
-    let next = items
-        .last()
-        .filter(|_| more)
-        .map(|last| id(last).to_owned());
+/// What a page may weigh: half of what clients take unless told otherwise (4 MiB).
+const PAGE_BYTES: usize = 2 * 1024 * 1024;
+/// What a resource weighs beside its texts: times, etag and the names of fields.
+const RESOURCE_BYTES: usize = 200;
+
+/// Cuts what was read, one more than asked for, to the page; a page of heavy items holds fewer than it could.
+fn listed<T>(mut items: Vec<T>, page: &Page, id: impl Fn(&T) -> &str, text_bytes: impl Fn(&T) -> usize) -> Listed<T> {
+    let mut bytes = 0;
+    let fitting = items
+        .iter()
+        .take(page.size as usize)
+        .take_while(|item| {
+            let first = bytes == 0;
+            bytes += RESOURCE_BYTES + text_bytes(item);
+            first || bytes <= PAGE_BYTES
+        })
+        .count();
+    let more = items.len() > fitting;
+    items.truncate(fitting);
+    let next = items.last().filter(|_| more).map(|last| id(last).to_owned());
     Listed { items, next }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_cut_by_number_and_weight() {
+        let cut = |count: usize, size: u32, weight: usize| {
+            let items: Vec<_> = (0..count).map(|i| i.to_string()).collect();
+            let page = Page { size, cursor: None };
+            let listed = listed(items, &page, |item| item, |_| weight);
+            (listed.items.len(), listed.next)
+        };
+        assert_eq!(cut(0, 5, 0), (0, None));
+        assert_eq!(cut(5, 5, 0), (5, None));
+        assert_eq!(cut(6, 5, 0), (5, Some("4".to_owned())));
+        assert_eq!(cut(6, 5, PAGE_BYTES), (1, Some("0".to_owned())));
+        assert_eq!(cut(6, 6, PAGE_BYTES / 2 - RESOURCE_BYTES), (2, Some("1".to_owned())));
+        assert_eq!(cut(1, 5, PAGE_BYTES), (1, None));
+    }
 }

@@ -63,18 +63,11 @@ const USER_ADMIN: &str = "agency admin, or admin of every location of the user";
 /// See [`Refusal`].
 pub fn decide(caller: &Caller, action: Action<'_>, agency_id: &str) -> Result<(), Refusal> {
     let allow = |yes: bool, required: &'static str| {
-        if yes {
-            Ok(())
-        } else {
-            Err(Refusal::NotAllowed { required })
-        }
+        if yes { Ok(()) } else { Err(Refusal::NotAllowed { required }) }
     };
     // Installation-wide actions concern no agency, so there is nothing to hide.
     if let Action::Installation = action {
-        return allow(
-            matches!(caller, Caller::Nobody | Caller::Service(_)),
-            PLATFORM,
-        );
+        return allow(matches!(caller, Caller::Nobody | Caller::Service(_)), PLATFORM);
     }
     match caller {
         Caller::Stranger(_) => Err(Refusal::Hidden),
@@ -88,13 +81,8 @@ pub fn decide(caller: &Caller, action: Action<'_>, agency_id: &str) -> Result<()
             match action {
                 Action::Read => Ok(()),
                 Action::Write | Action::ActAsAgencyAdmin => allow(admin, AGENCY_ADMIN),
-                Action::ActAsLocationAdmin(location_id) => {
-                    allow(admin || me.is_admin_of(location_id), LOCATION_ADMIN)
-                }
-                Action::ManageUser(states) => allow(
-                    admin || states.iter().all(|state| reaches(me, state)),
-                    USER_ADMIN,
-                ),
+                Action::ActAsLocationAdmin(location_id) => allow(admin || me.is_admin_of(location_id), LOCATION_ADMIN),
+                Action::ManageUser(states) => allow(admin || states.iter().all(|state| reaches(me, state)), USER_ADMIN),
                 Action::ListRecipients | Action::Installation => allow(false, PLATFORM),
             }
         }
@@ -112,26 +100,16 @@ pub fn decide(caller: &Caller, action: Action<'_>, agency_id: &str) -> Result<()
 
 fn person_only(action: Action<'_>) -> Result<(), Refusal> {
     match action {
-        Action::ActAsAgencyAdmin => Err(Refusal::NotAllowed {
-            required: AGENCY_ADMIN,
-        }),
-        Action::ActAsLocationAdmin(_) => Err(Refusal::NotAllowed {
-            required: LOCATION_ADMIN,
-        }),
-        Action::Installation
-        | Action::Read
-        | Action::Write
-        | Action::ManageUser(_)
-        | Action::ListRecipients => Ok(()),
+        Action::ActAsAgencyAdmin => Err(Refusal::NotAllowed { required: AGENCY_ADMIN }),
+        Action::ActAsLocationAdmin(_) => Err(Refusal::NotAllowed { required: LOCATION_ADMIN }),
+        Action::Installation | Action::Read | Action::Write | Action::ManageUser(_) | Action::ListRecipients => Ok(()),
     }
 }
 
 /// Whether a location admin manages a user in this state: a LOCATION user who works in no location but the admin's.
 fn reaches(admin: &UserDetails, state: &UserDetails) -> bool {
     admin.is_location_admin()
-        && state
-            .role
-            .is_some_and(|role| role.kind == RoleType::Location)
+        && state.role.is_some_and(|role| role.kind == RoleType::Location)
         && !state.location_ids.is_empty()
         && state.location_ids.iter().all(|id| admin.works_in(id))
 }
@@ -170,28 +148,9 @@ mod tests {
     /// `+` allowed, `-` not allowed, `?` actor required, `0` hidden.
     #[test]
     fn the_role_matrix_holds() {
-        let admin = |kind| {
-            details(
-                kind,
-                RoleLevel::Admin,
-                if kind == RoleType::Location {
-                    &["l1", "l2"]
-                } else {
-                    &[]
-                },
-            )
-        };
-        let worker = |kind| {
-            details(
-                kind,
-                RoleLevel::User,
-                if kind == RoleType::Location {
-                    &["l1"]
-                } else {
-                    &[]
-                },
-            )
-        };
+        let admin =
+            |kind| details(kind, RoleLevel::Admin, if kind == RoleType::Location { &["l1", "l2"] } else { &[] });
+        let worker = |kind| details(kind, RoleLevel::User, if kind == RoleType::Location { &["l1"] } else { &[] });
         let mine = details(RoleType::Location, RoleLevel::Admin, &["l2"]);
         let shared = details(RoleType::Location, RoleLevel::User, &["l1", "l3"]);
         let boss = admin(RoleType::Agency);
@@ -209,10 +168,7 @@ mod tests {
             Action::ManageUser(&promoted),
             Action::ListRecipients,
         ];
-        let disabled = UserDetails {
-            disabled: true,
-            ..admin(RoleType::Agency)
-        };
+        let disabled = UserDetails { disabled: true, ..admin(RoleType::Agency) };
         let rows = [
             (Caller::Nobody, "+++???+++++"),
             (Caller::Service(Actor::Service("n".into())), "+++---+++++"),

@@ -144,12 +144,7 @@ pub trait RequestLog: Send + Sync {
     /// Looks a mutation up.
     async fn recall(&self, key: &MutationKey, now: DateTime<Utc>) -> Result<Recalled, StoreError>;
     /// Remembers `id` for the mutation unless one is remembered already: then that is answered. Never `New`.
-    async fn reserve(
-        &self,
-        key: &MutationKey,
-        id: &str,
-        now: DateTime<Utc>,
-    ) -> Result<Recalled, StoreError>;
+    async fn reserve(&self, key: &MutationKey, id: &str, now: DateTime<Utc>) -> Result<Recalled, StoreError>;
     /// Forgets the mutations before `before`; answers how many.
     async fn purge_requests(&self, before: DateTime<Utc>) -> Result<u64, StoreError>;
     /// Writes an entry of the audit.
@@ -164,17 +159,9 @@ pub trait AgencyStore: Send + Sync {
     /// Agencies after a cursor, by id.
     async fn agencies(&self, after: Option<&str>, limit: u64) -> Result<Vec<Agency>, StoreError>;
     /// Stores a new agency.
-    async fn insert_agency(
-        &self,
-        agency: &Agency,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError>;
+    async fn insert_agency(&self, agency: &Agency, key: Option<&MutationKey>) -> Result<Written, StoreError>;
     /// Stores a changed agency over the revision before its own.
-    async fn update_agency(
-        &self,
-        agency: &Agency,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError>;
+    async fn update_agency(&self, agency: &Agency, key: Option<&MutationKey>) -> Result<Written, StoreError>;
     /// What the agency has chosen about its security.
     async fn choice(&self, agency_id: &str) -> Result<Option<Choice>, StoreError>;
     /// Stores a choice with its audit; one that turns the setting on destroys every sealed key of the agency with it.
@@ -208,17 +195,9 @@ pub trait LocationStore: Send + Sync {
         key: Option<&MutationKey>,
     ) -> Result<Written, StoreError>;
     /// Stores a changed location over the revision before its own; where it is deleted now, its sealed key is destroyed.
-    async fn update_location(
-        &self,
-        location: &Location,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError>;
+    async fn update_location(&self, location: &Location, key: Option<&MutationKey>) -> Result<Written, StoreError>;
     /// Those of the ids that are locations of the agency and not deleted.
-    async fn live_locations(
-        &self,
-        agency_id: &str,
-        ids: &[String],
-    ) -> Result<Vec<String>, StoreError>;
+    async fn live_locations(&self, agency_id: &str, ids: &[String]) -> Result<Vec<String>, StoreError>;
 }
 
 /// Users.
@@ -227,30 +206,13 @@ pub trait UserStore: Send + Sync {
     /// One user, also a deleted one.
     async fn user(&self, id: &str) -> Result<Option<User>, StoreError>;
     /// Users after a cursor, by id, without deleted ones.
-    async fn users(
-        &self,
-        filter: UserFilter<'_>,
-        after: Option<&str>,
-        limit: u64,
-    ) -> Result<Vec<User>, StoreError>;
+    async fn users(&self, filter: UserFilter<'_>, after: Option<&str>, limit: u64) -> Result<Vec<User>, StoreError>;
     /// Stores a new user.
-    async fn insert_user(
-        &self,
-        user: &User,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError>;
+    async fn insert_user(&self, user: &User, key: Option<&MutationKey>) -> Result<Written, StoreError>;
     /// Stores a changed user over the revision before its own; one that is deleted now frees its email address.
-    async fn update_user(
-        &self,
-        user: &User,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError>;
+    async fn update_user(&self, user: &User, key: Option<&MutationKey>) -> Result<Written, StoreError>;
     /// Everybody to tell. `None`: there is no such agency.
-    async fn recipients(
-        &self,
-        agency_id: &str,
-        location_ids: &[String],
-    ) -> Result<Option<Recipients>, StoreError>;
+    async fn recipients(&self, agency_id: &str, location_ids: &[String]) -> Result<Option<Recipients>, StoreError>;
 }
 
 /// Everything the use cases keep.
@@ -322,9 +284,5 @@ pub enum KeyServiceError {
 #[async_trait]
 pub trait KeyGenerator: Send + Sync {
     /// Generates a key, or answers the one that the same request id generated within 24 h.
-    async fn generate(
-        &self,
-        call: &Call,
-        order: &KeyOrder,
-    ) -> Result<GeneratedKey, KeyServiceError>;
+    async fn generate(&self, call: &Call, order: &KeyOrder) -> Result<GeneratedKey, KeyServiceError>;
 }

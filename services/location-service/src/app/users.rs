@@ -10,8 +10,8 @@ use super::error::{AppError, Resource};
 use super::policy::Action;
 use super::ports::{Recipients, UserFilter};
 use super::{
-    App, Call, FAULTS_SHOWN, Listed, check_etag, check_required, cursor, listed, masked,
-    mutation_key, retrying, shown, written,
+    App, Call, FAULTS_SHOWN, Listed, check_etag, check_required, cursor, listed, masked, mutation_key, retrying, shown,
+    written,
 };
 use crate::domain::user::{LOCATIONS_MAX, User, UserDetails, UserField};
 use crate::domain::{LOCATION_ID, USER_ID};
@@ -71,26 +71,14 @@ impl App {
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn create_user(
-        &self,
-        call: &Call,
-        api: UserApi,
-        create: &CreateUser,
-    ) -> Result<User, AppError> {
+    pub async fn create_user(&self, call: &Call, api: UserApi, create: &CreateUser) -> Result<User, AppError> {
         retrying(|| Box::pin(self.try_create_user(call, api, create))).await
     }
 
-    async fn try_create_user(
-        &self,
-        call: &Call,
-        api: UserApi,
-        create: &CreateUser,
-    ) -> Result<User, AppError> {
+    async fn try_create_user(&self, call: &Call, api: UserApi, create: &CreateUser) -> Result<User, AppError> {
         let now = self.now();
         let details = normal(create.details.clone());
-        let agency = self
-            .permitted_agency(call, Action::ManageUser(&[&details]), &create.agency_id)
-            .await?;
+        let agency = self.permitted_agency(call, Action::ManageUser(&[&details]), &create.agency_id).await?;
         self.check_writable(api, &agency.id).await?;
         // A replay answers before the locations are looked at: they may have gone since.
         let key = mutation_key("CreateUser", &agency.id, &create.request_id, &details)?;
@@ -100,8 +88,7 @@ impl App {
         let mut faults = Violations::default();
         details.check(&mut faults);
         faults.check_request_id("request_id", &create.request_id);
-        self.check_locations(&agency.id, &details.location_ids, &mut faults)
-            .await?;
+        self.check_locations(&agency.id, &details.location_ids, &mut faults).await?;
         faults.into_result()?;
         let user = User {
             id: self.ids.next(USER_ID, now),
@@ -124,8 +111,7 @@ impl App {
     /// See [`AppError`].
     pub async fn get_user(&self, call: &Call, id: &str) -> Result<User, AppError> {
         let user = self.user_even_deleted(id, "user_id").await?;
-        self.permit(call, Action::Read, &user.agency_id, (Resource::User, id))
-            .await?;
+        self.permit(call, Action::Read, &user.agency_id, (Resource::User, id)).await?;
         present(user)
     }
 
@@ -133,15 +119,8 @@ impl App {
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn list_users(
-        &self,
-        call: &Call,
-        list: &ListUsers,
-        page: &Page,
-    ) -> Result<Listed<User>, AppError> {
-        let agency = self
-            .permitted_agency(call, Action::Read, &list.agency_id)
-            .await?;
+    pub async fn list_users(&self, call: &Call, list: &ListUsers, page: &Page) -> Result<Listed<User>, AppError> {
+        let agency = self.permitted_agency(call, Action::Read, &list.agency_id).await?;
         let mut faults = Violations::default();
         if !list.location_id.is_empty() && !ids::is_id(LOCATION_ID, &list.location_id) {
             faults.push("location_id", "is no location's id");
@@ -150,41 +129,22 @@ impl App {
         faults.into_result()?;
         let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (location_id, email) = (set(&list.location_id), set(&list.email));
-        let filter = UserFilter {
-            agency_id: &agency.id,
-            location_id: location_id.as_deref(),
-            email: email.as_deref(),
-        };
-        let items = self
-            .store
-            .users(filter, cursor(page, USER_ID)?, u64::from(page.size) + 1)
-            .await?;
-        Ok(listed(items, page, |user| &user.id))
+        let filter = UserFilter { agency_id: &agency.id, location_id: location_id.as_deref(), email: email.as_deref() };
+        let items = self.store.users(filter, cursor(page, USER_ID)?, u64::from(page.size) + 1).await?;
+        Ok(listed(items, page, |user| &user.id, |user| user.details.text_bytes()))
     }
 
     /// Changes a user.
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn update_user(
-        &self,
-        call: &Call,
-        api: UserApi,
-        change: &UpdateUser,
-    ) -> Result<User, AppError> {
+    pub async fn update_user(&self, call: &Call, api: UserApi, change: &UpdateUser) -> Result<User, AppError> {
         retrying(|| Box::pin(self.try_update_user(call, api, change))).await
     }
 
-    async fn try_update_user(
-        &self,
-        call: &Call,
-        api: UserApi,
-        change: &UpdateUser,
-    ) -> Result<User, AppError> {
+    async fn try_update_user(&self, call: &Call, api: UserApi, change: &UpdateUser) -> Result<User, AppError> {
         let now = self.now();
-        let mut user = self
-            .user_even_deleted(&change.user_id, "user.user_id")
-            .await?;
+        let mut user = self.user_even_deleted(&change.user_id, "user.user_id").await?;
         let (mut faults, new) = (Violations::default(), normal(change.details.clone()));
         let mut fields = if change.mask.is_empty() {
             new.set_fields()
@@ -217,15 +177,8 @@ impl App {
         user.details.check(&mut faults);
         faults.check_request_id("request_id", &change.request_id);
         // A location that was deleted since may stay; a new one must be there.
-        let added: Vec<_> = user
-            .details
-            .location_ids
-            .iter()
-            .filter(|id| !before.works_in(id))
-            .cloned()
-            .collect();
-        self.check_locations(&user.agency_id, &added, &mut faults)
-            .await?;
+        let added: Vec<_> = user.details.location_ids.iter().filter(|id| !before.works_in(id)).cloned().collect();
+        self.check_locations(&user.agency_id, &added, &mut faults).await?;
         faults.into_result()?;
         check_etag(&change.etag, user.revision, Resource::User, &user.id)?;
         user.revision += 1;
@@ -261,13 +214,7 @@ impl App {
     ) -> Result<(), AppError> {
         let now = self.now();
         let user = self.user_even_deleted(id, "user_id").await?;
-        self.permit(
-            call,
-            Action::ManageUser(&[&user.details]),
-            &user.agency_id,
-            (Resource::User, id),
-        )
-        .await?;
+        self.permit(call, Action::ManageUser(&[&user.details]), &user.agency_id, (Resource::User, id)).await?;
         let mut faults = Violations::default();
         faults.check_request_id("request_id", request_id);
         faults.into_result()?;
@@ -294,20 +241,11 @@ impl App {
         agency_id: &str,
         location_ids: Vec<String>,
     ) -> Result<Recipients, AppError> {
-        let agency = self
-            .permitted_agency(call, Action::ListRecipients, agency_id)
-            .await?;
+        let agency = self.permitted_agency(call, Action::ListRecipients, agency_id).await?;
         if location_ids.len() > RECIPIENT_LOCATIONS_MAX {
-            return Err(Violations::of(
-                "location_ids",
-                format!("must be at most {RECIPIENT_LOCATIONS_MAX}"),
-            )
-            .into());
+            return Err(Violations::of("location_ids", format!("must be at most {RECIPIENT_LOCATIONS_MAX}")).into());
         }
-        let mut known: Vec<_> = location_ids
-            .into_iter()
-            .filter(|id| ids::is_id(LOCATION_ID, id))
-            .collect();
+        let mut known: Vec<_> = location_ids.into_iter().filter(|id| ids::is_id(LOCATION_ID, id)).collect();
         known.sort_unstable();
         known.dedup();
         let recipients = self.store.recipients(&agency.id, &known).await?;
@@ -318,19 +256,13 @@ impl App {
         let mut faults = Violations::default();
         check_required(&mut faults, field, id);
         faults.into_result()?;
-        let user = if ids::is_id(USER_ID, id) {
-            self.store.user(id).await?
-        } else {
-            None
-        };
+        let user = if ids::is_id(USER_ID, id) { self.store.user(id).await? } else { None };
         user.ok_or_else(|| AppError::not_found(Resource::User, id))
     }
 
     async fn check_writable(&self, api: UserApi, agency_id: &str) -> Result<(), AppError> {
         if api == UserApi::Legacy && self.effective_setting(agency_id).await?.enabled {
-            return Err(AppError::LegacyUsersDisabled {
-                agency_id: agency_id.to_owned(),
-            });
+            return Err(AppError::LegacyUsersDisabled { agency_id: agency_id.to_owned() });
         }
         Ok(())
     }
@@ -346,29 +278,14 @@ impl App {
         if wanted.len() > LOCATIONS_MAX {
             return Ok(());
         }
-        let (known, strange): (Vec<_>, Vec<_>) = wanted
-            .iter()
-            .cloned()
-            .partition(|id| ids::is_id(LOCATION_ID, id));
+        let (known, strange): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|id| ids::is_id(LOCATION_ID, id));
         let live: HashSet<_> = if known.is_empty() {
             HashSet::new()
         } else {
-            self.store
-                .live_locations(agency_id, &known)
-                .await?
-                .into_iter()
-                .collect()
+            self.store.live_locations(agency_id, &known).await?.into_iter().collect()
         };
-        for id in known
-            .iter()
-            .filter(|id| !live.contains(*id))
-            .chain(&strange)
-            .take(FAULTS_SHOWN)
-        {
-            faults.push(
-                "user.location_ids",
-                format!("names no location of the agency: {}", shown(id)),
-            );
+        for id in known.iter().filter(|id| !live.contains(*id)).chain(&strange).take(FAULTS_SHOWN) {
+            faults.push("user.location_ids", format!("names no location of the agency: {}", shown(id)));
         }
         Ok(())
     }
@@ -376,11 +293,7 @@ impl App {
 
 /// The user, unless it is deleted.
 fn present(user: User) -> Result<User, AppError> {
-    if user.deleted_at.is_none() {
-        Ok(user)
-    } else {
-        Err(AppError::not_found(Resource::User, &user.id))
-    }
+    if user.deleted_at.is_none() { Ok(user) } else { Err(AppError::not_found(Resource::User, &user.id)) }
 }
 
 /// Sorts the locations, without repeats.

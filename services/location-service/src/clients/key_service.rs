@@ -6,9 +6,7 @@ use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
 use keysweep_proto::error::v1::ErrorReason;
 use keysweep_proto::key::v1::key_service_client::KeyServiceClient as Client;
-use keysweep_proto::key::v1::{
-    GenerateApiKeyRequest, GenerateApiKeyResponse, LocationRef, Owner, owner,
-};
+use keysweep_proto::key::v1::{GenerateApiKeyRequest, GenerateApiKeyResponse, LocationRef, Owner, owner};
 use secrecy::SecretString;
 use service_kit::client::{self, ClientConfig};
 use service_kit::context::RequestContext;
@@ -40,30 +38,20 @@ impl KeyServiceClient {
     /// # Errors
     /// When the endpoint is no URL; a validated configuration has none such.
     pub fn new(config: &ClientConfig) -> Result<Self, tonic::transport::Error> {
-        Ok(Self {
-            client: Client::new(client::channel(config)?),
-            timeout: config.request_timeout(),
-        })
+        Ok(Self { client: Client::new(client::channel(config)?), timeout: config.request_timeout() })
     }
 
     /// How long all attempts together may take.
     fn budget(&self, call: &Call) -> Duration {
-        let left = call.deadline.map(|deadline| {
-            deadline
-                .saturating_duration_since(Instant::now())
-                .saturating_sub(KEPT_BACK)
-        });
+        let left =
+            call.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).saturating_sub(KEPT_BACK));
         left.map_or(self.timeout, |left| left.min(self.timeout))
     }
 }
 
 #[async_trait]
 impl KeyGenerator for KeyServiceClient {
-    async fn generate(
-        &self,
-        call: &Call,
-        order: &KeyOrder,
-    ) -> Result<GeneratedKey, KeyServiceError> {
+    async fn generate(&self, call: &Call, order: &KeyOrder) -> Result<GeneratedKey, KeyServiceError> {
         let context = RequestContext {
             request_id: call.call_id.clone(),
             traceparent: call.traceparent.clone(),
@@ -86,9 +74,7 @@ impl KeyGenerator for KeyServiceClient {
         match tokio::time::timeout(budget, attempts).await {
             Ok(Ok(response)) => key_of(response.into_inner()),
             Ok(Err(status)) => Err(error_of(&status)),
-            Err(_) => Err(KeyServiceError::Unavailable {
-                retry_after: RETRY_AFTER,
-            }),
+            Err(_) => Err(KeyServiceError::Unavailable { retry_after: RETRY_AFTER }),
         }
     }
 }
@@ -102,9 +88,7 @@ fn request_of(order: &KeyOrder) -> GenerateApiKeyRequest {
         }),
     };
     GenerateApiKeyRequest {
-        owner: Some(Owner {
-            account: Some(account),
-        }),
+        owner: Some(Owner { account: Some(account) }),
         display_name: order.display_name.clone(),
         scopes: order.scopes.clone(),
         expire_time: order.expires_at.map(to_proto),
@@ -115,21 +99,14 @@ fn request_of(order: &KeyOrder) -> GenerateApiKeyRequest {
 
 fn key_of(response: GenerateApiKeyResponse) -> Result<GeneratedKey, KeyServiceError> {
     let secret = SecretString::from(response.secret);
-    let broken = |what: &str| {
-        KeyServiceError::Unexpected(format!(
-            "key-service generated a key and answered without {what}"
-        ))
-    };
+    let broken =
+        |what: &str| KeyServiceError::Unexpected(format!("key-service generated a key and answered without {what}"));
     let key = response.api_key.ok_or_else(|| broken("its metadata"))?;
     if key.key_id.is_empty() || secrecy::ExposeSecret::expose_secret(&secret).is_empty() {
         return Err(broken("its id or secret"));
     }
     Ok(GeneratedKey {
-        created_at: key
-            .create_time
-            .as_ref()
-            .and_then(from_proto)
-            .ok_or_else(|| broken("its time of creation"))?,
+        created_at: key.create_time.as_ref().and_then(from_proto).ok_or_else(|| broken("its time of creation"))?,
         expires_at: key.expire_time.as_ref().and_then(from_proto),
         key_id: key.key_id,
         display_name: key.display_name,
@@ -152,35 +129,19 @@ fn error_of(status: &Status) -> KeyServiceError {
     match status.code() {
         Code::InvalidArgument => {
             let mut violations = Violations::default();
-            for one in details
-                .bad_request()
-                .into_iter()
-                .flat_map(|bad| &bad.field_violations)
-            {
+            for one in details.bad_request().into_iter().flat_map(|bad| &bad.field_violations) {
                 violations.push(&one.field, &one.description);
             }
-            if violations.is_empty() {
-                unexpected()
-            } else {
-                KeyServiceError::Invalid(violations)
-            }
+            if violations.is_empty() { unexpected() } else { KeyServiceError::Invalid(violations) }
         }
         Code::AlreadyExists
-            if ErrorReason::from_str_name(&format!("ERROR_REASON_{reason}"))
-                == Some(ErrorReason::RequestIdReused) =>
+            if ErrorReason::from_str_name(&format!("ERROR_REASON_{reason}")) == Some(ErrorReason::RequestIdReused) =>
         {
             KeyServiceError::RequestIdReused
         }
         // A broken connection comes as UNKNOWN or CANCELLED, without a reason of ours.
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::ResourceExhausted
-        | Code::Unknown
-        | Code::Cancelled => {
-            let retry_after = details
-                .retry_info()
-                .and_then(|info| info.retry_delay)
-                .unwrap_or(RETRY_AFTER);
+        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Unknown | Code::Cancelled => {
+            let retry_after = details.retry_info().and_then(|info| info.retry_delay).unwrap_or(RETRY_AFTER);
             KeyServiceError::Unavailable { retry_after }
         }
         _ => unexpected(),
@@ -197,30 +158,11 @@ mod tests {
         let faults = Violations::of("scopes[0]", "must be visible ASCII");
         let invalid = service_kit::status::invalid_fields(&faults);
         assert!(matches!(error_of(&invalid), KeyServiceError::Invalid(passed) if passed == faults));
-        let reused = StatusBuilder::new(
-            Code::AlreadyExists,
-            "ERROR_REASON_REQUEST_ID_REUSED",
-            "reused",
-        )
-        .build();
-        assert!(matches!(
-            error_of(&reused),
-            KeyServiceError::RequestIdReused
-        ));
-        for code in [
-            Code::Unavailable,
-            Code::DeadlineExceeded,
-            Code::ResourceExhausted,
-            Code::Unknown,
-            Code::Cancelled,
-        ] {
-            assert!(
-                matches!(
-                    error_of(&Status::new(code, "")),
-                    KeyServiceError::Unavailable { .. }
-                ),
-                "{code:?}"
-            );
+        let reused = StatusBuilder::new(Code::AlreadyExists, "ERROR_REASON_REQUEST_ID_REUSED", "reused").build();
+        assert!(matches!(error_of(&reused), KeyServiceError::RequestIdReused));
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted, Code::Unknown, Code::Cancelled]
+        {
+            assert!(matches!(error_of(&Status::new(code, "")), KeyServiceError::Unavailable { .. }), "{code:?}");
         }
         for code in [
             Code::Internal,
@@ -231,17 +173,9 @@ mod tests {
             Code::InvalidArgument,
             Code::Unimplemented,
         ] {
-            assert!(
-                matches!(
-                    error_of(&Status::new(code, "")),
-                    KeyServiceError::Unexpected(_)
-                ),
-                "{code:?}"
-            );
+            assert!(matches!(error_of(&Status::new(code, "")), KeyServiceError::Unexpected(_)), "{code:?}");
         }
-        let slow = StatusBuilder::new(Code::Unavailable, "DRAINING", "")
-            .retry_after(Duration::from_secs(7))
-            .build();
+        let slow = StatusBuilder::new(Code::Unavailable, "DRAINING", "").retry_after(Duration::from_secs(7)).build();
         assert!(
             matches!(error_of(&slow), KeyServiceError::Unavailable { retry_after } if retry_after == Duration::from_secs(7))
         );

@@ -22,10 +22,7 @@ pub fn check_email(text: &str) -> Result<(), &'static str> {
     if !text.is_ascii() {
         return Err("must be ASCII; write an international domain in its xn-- form");
     }
-    let options = Options::default()
-        .with_required_tld()
-        .without_display_text()
-        .without_domain_literal();
+    let options = Options::default().with_required_tld().without_display_text().without_domain_literal();
     let address = EmailAddress::parse_with_options(text, options).map_err(|_| NO_EMAIL)?;
     // The parser also takes quoted local parts and comments, which hide what an address is and which few servers take.
     let plain = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
@@ -37,10 +34,7 @@ pub fn check_email(text: &str) -> Result<(), &'static str> {
     };
     let top = address.domain().rsplit('.').next().unwrap_or_default();
     let top_is_name = top.len() >= 2 && top.chars().any(|c| c.is_ascii_alphabetic());
-    if address.local_part().chars().all(plain)
-        && address.domain().split('.').all(label)
-        && top_is_name
-    {
+    if address.local_part().chars().all(plain) && address.domain().split('.').all(label) && top_is_name {
         Ok(())
     } else {
         Err(NO_EMAIL)
@@ -57,13 +51,10 @@ pub fn email_key(text: &str) -> String {
 /// # Errors
 /// What is wrong with it.
 pub fn check_phone(text: &str) -> Result<(), &'static str> {
-    const NO_PHONE: &str =
-        "must be + and 7 to 15 digits, with spaces, dots, hyphens and brackets as separators";
+    const NO_PHONE: &str = "must be + and 7 to 15 digits, with spaces, dots, hyphens and brackets as separators";
     let rest = text.strip_prefix('+').ok_or(NO_PHONE)?;
     let digits = rest.chars().filter(char::is_ascii_digit).count();
-    let known = rest
-        .chars()
-        .all(|c| c.is_ascii_digit() || " .-()".contains(c));
+    let known = rest.chars().all(|c| c.is_ascii_digit() || " .-()".contains(c));
     if known && text.len() <= 32 && (7..=15).contains(&digits) && !rest.starts_with('0') {
         Ok(())
     } else {
@@ -76,14 +67,9 @@ pub fn check_phone(text: &str) -> Result<(), &'static str> {
 /// # Errors
 /// What is wrong with it.
 pub fn check_country(text: &str) -> Result<(), &'static str> {
-    let known = text.len() == 2
-        && text.bytes().all(|b| b.is_ascii_uppercase())
-        && celes::Country::from_alpha2(text).is_ok();
-    if known {
-        Ok(())
-    } else {
-        Err("is no ISO 3166-1 alpha-2 country code in capitals")
-    }
+    let known =
+        text.len() == 2 && text.bytes().all(|b| b.is_ascii_uppercase()) && celes::Country::from_alpha2(text).is_ok();
+    if known { Ok(()) } else { Err("is no ISO 3166-1 alpha-2 country code in capitals") }
 }
 
 /// A time zone of the IANA database, in its own spelling.
@@ -91,13 +77,8 @@ pub fn check_country(text: &str) -> Result<(), &'static str> {
 /// # Errors
 /// What is wrong with it.
 pub fn check_time_zone(text: &str) -> Result<(), &'static str> {
-    let known = text.len() <= TIME_ZONE_MAX
-        && chrono_tz::Tz::from_str(text).is_ok_and(|zone| zone.name() == text);
-    if known {
-        Ok(())
-    } else {
-        Err("is no IANA time zone")
-    }
+    let known = text.len() <= TIME_ZONE_MAX && chrono_tz::Tz::from_str(text).is_ok_and(|zone| zone.name() == text);
+    if known { Ok(()) } else { Err("is no IANA time zone") }
 }
 
 /// A public web address.
@@ -127,15 +108,9 @@ pub fn check_website(text: &str) -> Result<(), &'static str> {
 /// # Errors
 /// What is wrong with it.
 pub fn check_postal_code(text: &str) -> Result<(), &'static str> {
-    let known = text.chars().count() <= POSTAL_CODE_MAX
-        && text
-            .chars()
-            .all(|c| c.is_alphanumeric() || c == ' ' || c == '-');
-    if known {
-        Ok(())
-    } else {
-        Err("must be at most 20 letters, digits, spaces and hyphens")
-    }
+    let known =
+        text.chars().count() <= POSTAL_CODE_MAX && text.chars().all(|c| c.is_alphanumeric() || c == ' ' || c == '-');
+    if known { Ok(()) } else { Err("must be at most 20 letters, digits, spaces and hyphens") }
 }
 
 #[cfg(test)]
@@ -145,12 +120,9 @@ mod tests {
 
     #[test]
     fn real_addresses_are_taken() {
-        for good in [
-            "a@b.io",
-            "first.last+tag@mail.example.co.uk",
-            "o'brien@example.com",
-            "x_y-z@xn--bcher-kva.example",
-        ] {
+        for good in
+            ["a@b.io", "first.last+tag@mail.example.co.uk", "o'brien@example.com", "x_y-z@xn--bcher-kva.example"]
+        {
             assert_eq!(check_email(good), Ok(()), "{good}");
         }
     }
@@ -200,14 +172,7 @@ mod tests {
         ] {
             assert_eq!(check_phone(text).is_ok(), ok, "{text}");
         }
-        for (ok, text) in [
-            (true, "DE"),
-            (true, "US"),
-            (false, "de"),
-            (false, "XX"),
-            (false, "DEU"),
-            (false, "ß"),
-        ] {
+        for (ok, text) in [(true, "DE"), (true, "US"), (false, "de"), (false, "XX"), (false, "DEU"), (false, "ß")] {
             assert_eq!(check_country(text).is_ok(), ok, "{text}");
         }
         for (ok, text) in [

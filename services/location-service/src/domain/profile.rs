@@ -130,10 +130,12 @@ impl Profile {
 
     /// The fields that are set.
     pub fn set_fields(&self) -> Vec<ProfileField> {
-        ProfileField::ALL
-            .into_iter()
-            .filter(|field| !self.get(*field).is_empty())
-            .collect()
+        ProfileField::ALL.into_iter().filter(|field| !self.get(*field).is_empty()).collect()
+    }
+
+    /// The bytes of all texts together.
+    pub fn text_bytes(&self) -> usize {
+        ProfileField::ALL.into_iter().map(|field| self.get(field).len()).sum()
     }
 
     /// Takes the given fields over from `other`.
@@ -150,14 +152,10 @@ impl Profile {
             match field {
                 ProfileField::Name => faults.check_required_text(&path, text, NAME_MAX),
                 ProfileField::Address => faults.check_text(&path, text, ADDRESS_MAX),
-                ProfileField::City | ProfileField::State => {
-                    faults.check_text(&path, text, PLACE_MAX)
-                }
+                ProfileField::City | ProfileField::State => faults.check_text(&path, text, PLACE_MAX),
                 ProfileField::Email => check_form(faults, &path, text, contact::check_email),
                 ProfileField::Phone => check_form(faults, &path, text, contact::check_phone),
-                ProfileField::PostalCode => {
-                    check_form(faults, &path, text, contact::check_postal_code)
-                }
+                ProfileField::PostalCode => check_form(faults, &path, text, contact::check_postal_code),
                 ProfileField::Country => check_form(faults, &path, text, contact::check_country),
                 ProfileField::TimeZone => check_form(faults, &path, text, contact::check_time_zone),
                 ProfileField::Website => check_form(faults, &path, text, contact::check_website),
@@ -166,12 +164,7 @@ impl Profile {
     }
 }
 
-fn check_form(
-    faults: &mut Violations,
-    path: &str,
-    text: &str,
-    check: fn(&str) -> Result<(), &'static str>,
-) {
+fn check_form(faults: &mut Violations, path: &str, text: &str, check: fn(&str) -> Result<(), &'static str>) {
     if let Some(Err(fault)) = (!text.is_empty()).then(|| check(text)) {
         faults.push(path, fault);
     }
@@ -198,48 +191,23 @@ mod tests {
         let mut faults = Violations::default();
         profile.check("location", &mut faults);
         let fields: Vec<_> = faults.iter().map(|one| one.field.clone()).collect();
-        let expected: Vec<_> = ProfileField::ALL
-            .iter()
-            .map(|field| format!("location.{}", field.name()))
-            .collect();
+        let expected: Vec<_> = ProfileField::ALL.iter().map(|field| format!("location.{}", field.name())).collect();
         assert_eq!(fields, expected);
     }
 
     #[test]
     fn a_merge_takes_the_named_fields_alone() {
-        let mut profile = Profile {
-            name: "Old".into(),
-            city: "Berlin".into(),
-            ..Profile::default()
-        };
-        let change = Profile {
-            name: "New".into(),
-            email: "a@b.io".into(),
-            ..Profile::default()
-        };
+        let mut profile = Profile { name: "Old".into(), city: "Berlin".into(), ..Profile::default() };
+        let change = Profile { name: "New".into(), email: "a@b.io".into(), ..Profile::default() };
         profile.merge(&change, &[ProfileField::Name, ProfileField::City]);
-        assert_eq!(
-            (
-                profile.name.as_str(),
-                profile.city.as_str(),
-                profile.email.as_str()
-            ),
-            ("New", "", "")
-        );
-        assert_eq!(
-            change.set_fields(),
-            [ProfileField::Name, ProfileField::Email]
-        );
+        assert_eq!((profile.name.as_str(), profile.city.as_str(), profile.email.as_str()), ("New", "", ""));
+        assert_eq!(change.set_fields(), [ProfileField::Name, ProfileField::Email]);
     }
 
     #[test]
     fn a_bare_name_is_enough() {
         let mut faults = Violations::default();
-        Profile {
-            name: "Zürich 東京".into(),
-            ..Profile::default()
-        }
-        .check("agency", &mut faults);
+        Profile { name: "Zürich 東京".into(), ..Profile::default() }.check("agency", &mut faults);
         assert!(faults.is_empty(), "{faults}");
     }
 }

@@ -30,20 +30,15 @@ pub struct SecuritySetting {
 impl SecuritySetting {
     /// What holds at `now`: the choice if there is one, else on from the default's instant.
     pub fn effective(choice: Option<Choice>, now: DateTime<Utc>) -> Self {
-        let enabled = choice.as_ref().map_or_else(
-            || now >= from_micros(DEFAULT_ON_FROM_MICROS),
-            |choice| choice.enabled,
-        );
+        let enabled =
+            choice.as_ref().map_or_else(|| now >= from_micros(DEFAULT_ON_FROM_MICROS), |choice| choice.enabled);
         Self { enabled, choice }
     }
 
     /// The person in whose name keys are generated with new locations: who opted out. `None` unless somebody has, since a
     /// default that merely is off is nobody's request for a key.
     pub fn standing_request(&self) -> Option<&Actor> {
-        self.choice
-            .as_ref()
-            .filter(|choice| !choice.enabled)
-            .map(|choice| &choice.actor)
+        self.choice.as_ref().filter(|choice| !choice.enabled).map(|choice| &choice.actor)
     }
 }
 
@@ -57,27 +52,15 @@ mod tests {
     }
 
     fn chosen(enabled: bool) -> Option<Choice> {
-        Some(Choice {
-            enabled,
-            actor: Actor::User("usr_1".into()),
-            chosen_at: start(),
-        })
+        Some(Choice { enabled, actor: Actor::User("usr_1".into()), chosen_at: start() })
     }
 
     #[test]
     fn the_default_turns_on_at_its_instant_to_the_microsecond() {
         let one = TimeDelta::microseconds(1);
-        for (now, enabled) in [
-            (start() - one, false),
-            (start(), true),
-            (start() + one, true),
-        ] {
+        for (now, enabled) in [(start() - one, false), (start(), true), (start() + one, true)] {
             let setting = SecuritySetting::effective(None, now);
-            assert_eq!(
-                (setting.enabled, setting.choice.is_none()),
-                (enabled, true),
-                "{now}"
-            );
+            assert_eq!((setting.enabled, setting.choice.is_none()), (enabled, true), "{now}");
             assert_eq!(setting.standing_request(), None, "{now}");
         }
     }
@@ -93,10 +76,7 @@ mod tests {
 
     #[test]
     fn only_an_opt_out_is_a_standing_request() {
-        assert_eq!(
-            SecuritySetting::effective(chosen(true), start()).standing_request(),
-            None
-        );
+        assert_eq!(SecuritySetting::effective(chosen(true), start()).standing_request(), None);
         assert_eq!(
             SecuritySetting::effective(chosen(false), start()).standing_request(),
             Some(&Actor::User("usr_1".into()))

@@ -73,14 +73,8 @@ pub enum UserField {
 
 impl UserField {
     /// Every field.
-    pub const ALL: [Self; 6] = [
-        Self::FirstName,
-        Self::LastName,
-        Self::Email,
-        Self::Role,
-        Self::LocationIds,
-        Self::Disabled,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::FirstName, Self::LastName, Self::Email, Self::Role, Self::LocationIds, Self::Disabled];
 
     /// The field's name on the wire.
     pub fn name(self) -> &'static str {
@@ -114,6 +108,12 @@ impl UserDetails {
         UserField::ALL.into_iter().filter(set).collect()
     }
 
+    /// The bytes of all texts together.
+    pub fn text_bytes(&self) -> usize {
+        let ids = self.location_ids.iter().map(String::len).sum::<usize>();
+        self.first_name.len() + self.last_name.len() + self.email.len() + ids
+    }
+
     /// Takes the given fields over from `other`.
     pub fn merge(&mut self, other: &Self, fields: &[UserField]) {
         for field in fields {
@@ -142,36 +142,24 @@ impl UserDetails {
             Some(RoleType::Agency) if !self.location_ids.is_empty() => {
                 faults.push("user.location_ids", "must be empty for an AGENCY user")
             }
-            Some(RoleType::Location) if self.location_ids.is_empty() => faults.push(
-                "user.location_ids",
-                "must name a location for a LOCATION user",
-            ),
+            Some(RoleType::Location) if self.location_ids.is_empty() => {
+                faults.push("user.location_ids", "must name a location for a LOCATION user")
+            }
             Some(RoleType::Agency | RoleType::Location) => {}
         }
         if self.location_ids.len() > LOCATIONS_MAX {
-            faults.push(
-                "user.location_ids",
-                format!("must be at most {LOCATIONS_MAX}"),
-            );
+            faults.push("user.location_ids", format!("must be at most {LOCATIONS_MAX}"));
         }
     }
 
     /// Whether it manages the whole agency.
     pub fn is_agency_admin(&self) -> bool {
-        self.role
-            == Some(Role {
-                kind: RoleType::Agency,
-                level: RoleLevel::Admin,
-            })
+        self.role == Some(Role { kind: RoleType::Agency, level: RoleLevel::Admin })
     }
 
     /// Whether it manages the locations it lists.
     pub fn is_location_admin(&self) -> bool {
-        self.role
-            == Some(Role {
-                kind: RoleType::Location,
-                level: RoleLevel::Admin,
-            })
+        self.role == Some(Role { kind: RoleType::Location, level: RoleLevel::Admin })
     }
 
     /// Whether it manages this location as one of its own.
@@ -181,9 +169,7 @@ impl UserDetails {
 
     /// Whether it lists this location.
     pub fn works_in(&self, location_id: &str) -> bool {
-        self.location_ids
-            .binary_search_by(|id| id.as_str().cmp(location_id))
-            .is_ok()
+        self.location_ids.binary_search_by(|id| id.as_str().cmp(location_id)).is_ok()
     }
 }
 
@@ -225,18 +211,9 @@ mod tests {
     fn a_role_and_its_locations_must_fit() {
         for (user, fields) in [
             (details(RoleType::Agency, RoleLevel::Admin, &[]), vec![]),
-            (
-                details(RoleType::Location, RoleLevel::User, &["loc_1"]),
-                vec![],
-            ),
-            (
-                details(RoleType::Agency, RoleLevel::User, &["loc_1"]),
-                vec!["user.location_ids"],
-            ),
-            (
-                details(RoleType::Location, RoleLevel::Admin, &[]),
-                vec!["user.location_ids"],
-            ),
+            (details(RoleType::Location, RoleLevel::User, &["loc_1"]), vec![]),
+            (details(RoleType::Agency, RoleLevel::User, &["loc_1"]), vec!["user.location_ids"]),
+            (details(RoleType::Location, RoleLevel::Admin, &[]), vec!["user.location_ids"]),
             (
                 UserDetails {
                     role: None,
@@ -249,14 +226,7 @@ mod tests {
         ] {
             let mut faults = Violations::default();
             user.check(&mut faults);
-            assert_eq!(
-                faults
-                    .iter()
-                    .map(|one| one.field.as_str())
-                    .collect::<Vec<_>>(),
-                fields,
-                "{user:?}"
-            );
+            assert_eq!(faults.iter().map(|one| one.field.as_str()).collect::<Vec<_>>(), fields, "{user:?}");
         }
     }
 
@@ -266,11 +236,7 @@ mod tests {
         let location = details(RoleType::Location, RoleLevel::Admin, &["loc_1", "loc_3"]);
         let worker = details(RoleType::Location, RoleLevel::User, &["loc_1"]);
         assert!(agency.is_agency_admin() && !agency.is_admin_of("loc_1"));
-        assert!(
-            location.is_admin_of("loc_3")
-                && !location.is_admin_of("loc_2")
-                && !location.is_agency_admin()
-        );
+        assert!(location.is_admin_of("loc_3") && !location.is_admin_of("loc_2") && !location.is_agency_admin());
         assert!(worker.works_in("loc_1") && !worker.is_admin_of("loc_1"));
     }
 }

@@ -11,30 +11,16 @@ const LIST: &str = "ListAgencies";
 
 #[tonic::async_trait]
 impl AgencyService for Handler {
-    async fn create_agency(
-        &self,
-        request: Request<v2::CreateAgencyRequest>,
-    ) -> Result<Response<v2::Agency>, Status> {
+    async fn create_agency(&self, request: Request<v2::CreateAgencyRequest>) -> Result<Response<v2::Agency>, Status> {
         let (call, message) = open(request);
         let profile = convert::agency_profile(required(message.agency, "agency")?);
-        let agency = self
-            .app
-            .create_agency(&call, profile, &message.request_id)
-            .await
-            .map_err(status::of)?;
+        let agency = self.app.create_agency(&call, profile, &message.request_id).await.map_err(status::of)?;
         Ok(Response::new(convert::agency(agency)))
     }
 
-    async fn get_agency(
-        &self,
-        request: Request<v2::GetAgencyRequest>,
-    ) -> Result<Response<v2::Agency>, Status> {
+    async fn get_agency(&self, request: Request<v2::GetAgencyRequest>) -> Result<Response<v2::Agency>, Status> {
         let (call, message) = open(request);
-        let agency = self
-            .app
-            .get_agency(&call, &message.agency_id)
-            .await
-            .map_err(status::of)?;
+        let agency = self.app.get_agency(&call, &message.agency_id).await.map_err(status::of)?;
         Ok(Response::new(convert::agency(agency)))
     }
 
@@ -44,21 +30,14 @@ impl AgencyService for Handler {
     ) -> Result<Response<v2::ListAgenciesResponse>, Status> {
         let (call, message) = open(request);
         let page = page_of(message.page_size, &message.page_token, LIST)?;
-        let listed = self
-            .app
-            .list_agencies(&call, &page)
-            .await
-            .map_err(status::of)?;
+        let listed = self.app.list_agencies(&call, &page).await.map_err(status::of)?;
         Ok(Response::new(v2::ListAgenciesResponse {
             agencies: listed.items.into_iter().map(convert::agency).collect(),
             next_page_token: next_token(listed.next, LIST),
         }))
     }
 
-    async fn update_agency(
-        &self,
-        request: Request<v2::UpdateAgencyRequest>,
-    ) -> Result<Response<v2::Agency>, Status> {
+    async fn update_agency(&self, request: Request<v2::UpdateAgencyRequest>) -> Result<Response<v2::Agency>, Status> {
         let (call, message) = open(request);
         let agency = required(message.agency, "agency")?;
         let change = UpdateAgency {
@@ -68,11 +47,7 @@ impl AgencyService for Handler {
             mask: paths(message.update_mask),
             request_id: message.request_id,
         };
-        let agency = self
-            .app
-            .update_agency(&call, &change)
-            .await
-            .map_err(status::of)?;
+        let agency = self.app.update_agency(&call, &change).await.map_err(status::of)?;
         Ok(Response::new(convert::agency(agency)))
     }
 
@@ -81,23 +56,10 @@ impl AgencyService for Handler {
         request: Request<v2::GenerateAgencyApiKeyRequest>,
     ) -> Result<Response<v2::GenerateAgencyApiKeyResponse>, Status> {
         let (call, m) = open(request);
-        let wish = convert::wish(
-            m.display_name,
-            m.scopes,
-            m.expire_time,
-            m.allowed_cidrs,
-            m.request_id,
-        )?;
-        let key = self
-            .app
-            .generate_agency_key(&call, &m.agency_id, wish)
-            .await
-            .map_err(status::of)?;
+        let wish = convert::wish(m.display_name, m.scopes, m.expire_time, m.allowed_cidrs, m.request_id)?;
+        let key = self.app.generate_agency_key(&call, &m.agency_id, wish).await.map_err(status::of)?;
         let (api_key, secret) = convert::generated(key);
-        Ok(Response::new(v2::GenerateAgencyApiKeyResponse {
-            api_key: Some(api_key),
-            secret,
-        }))
+        Ok(Response::new(v2::GenerateAgencyApiKeyResponse { api_key: Some(api_key), secret }))
     }
 
     async fn get_security_settings(
@@ -105,11 +67,7 @@ impl AgencyService for Handler {
         request: Request<v2::GetSecuritySettingsRequest>,
     ) -> Result<Response<v2::SecuritySettings>, Status> {
         let (call, message) = open(request);
-        let setting = self
-            .app
-            .security_setting(&call, &message.agency_id)
-            .await
-            .map_err(status::of)?;
+        let setting = self.app.security_setting(&call, &message.agency_id).await.map_err(status::of)?;
         Ok(Response::new(convert::setting(message.agency_id, setting)))
     }
 
@@ -124,11 +82,7 @@ impl AgencyService for Handler {
             acknowledge_risk: message.acknowledge_risk,
             request_id: message.request_id,
         };
-        let setting = self
-            .app
-            .choose_security(&call, &choose)
-            .await
-            .map_err(status::of)?;
+        let setting = self.app.choose_security(&call, &choose).await.map_err(status::of)?;
         Ok(Response::new(convert::setting(choose.agency_id, setting)))
     }
 }

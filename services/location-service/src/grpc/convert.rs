@@ -79,9 +79,7 @@ pub(super) fn location(view: LocationView) -> v2::Location {
         country: p.country,
         time_zone: p.time_zone,
         website: p.website,
-        api_key: api_key
-            .map(|key| key.expose_secret().to_owned())
-            .unwrap_or_default(),
+        api_key: api_key.map(|key| key.expose_secret().to_owned()).unwrap_or_default(),
         create_time: Some(to_proto(location.created_at)),
         update_time: Some(to_proto(location.updated_at)),
         delete_time: location.deleted_at.map(to_proto),
@@ -151,10 +149,7 @@ pub(super) fn legacy_user(current: User) -> v1::User {
         last_name: current.last_name,
         email: current.email,
         // Both versions number their roles alike.
-        role: current.role.map(|role| v1::Role {
-            r#type: role.r#type,
-            level: role.level,
-        }),
+        role: current.role.map(|role| v1::Role { r#type: role.r#type, level: role.level }),
         location_ids: current.location_ids,
         create_time: current.create_time,
         update_time: current.update_time,
@@ -166,34 +161,21 @@ pub(super) fn legacy_user_details(message: v1::User) -> UserDetails {
         first_name: message.first_name,
         last_name: message.last_name,
         email: message.email,
-        role: message.role.map(|role| v2::Role {
-            r#type: role.r#type,
-            level: role.level,
-        }),
+        role: message.role.map(|role| v2::Role { r#type: role.r#type, level: role.level }),
         location_ids: message.location_ids,
         ..v2::User::default()
     })
 }
 
 pub(super) fn setting(agency_id: String, setting: SecuritySetting) -> v2::SecuritySettings {
-    let provenance = if setting.choice.is_some() {
-        v2::SettingProvenance::Explicit
-    } else {
-        v2::SettingProvenance::Default
-    };
+    let provenance =
+        if setting.choice.is_some() { v2::SettingProvenance::Explicit } else { v2::SettingProvenance::Default };
     v2::SecuritySettings {
         agency_id,
         enhanced_account_security: setting.enabled,
         provenance: provenance.into(),
-        update_actor: setting
-            .choice
-            .as_ref()
-            .map(|choice| choice.actor.to_string())
-            .unwrap_or_default(),
-        update_time: setting
-            .choice
-            .as_ref()
-            .map(|choice| to_proto(choice.chosen_at)),
+        update_actor: setting.choice.as_ref().map(|choice| choice.actor.to_string()).unwrap_or_default(),
+        update_time: setting.choice.as_ref().map(|choice| to_proto(choice.chosen_at)),
     }
 }
 
@@ -206,22 +188,12 @@ pub(super) fn wish(
 ) -> Result<GenerateKey, Status> {
     let expires_at = expire_time
         .map(|stamp| {
-            from_proto(&stamp).ok_or_else(|| {
-                AppError::Invalid(Violations::of(
-                    "expire_time",
-                    "must lie in the years 1 to 9999",
-                ))
-            })
+            from_proto(&stamp)
+                .ok_or_else(|| AppError::Invalid(Violations::of("expire_time", "must lie in the years 1 to 9999")))
         })
         .transpose()
         .map_err(status::of)?;
-    Ok(GenerateKey {
-        display_name,
-        scopes,
-        expires_at,
-        allowed_cidrs,
-        request_id,
-    })
+    Ok(GenerateKey { display_name, scopes, expires_at, allowed_cidrs, request_id })
 }
 
 /// A key's metadata, and its secret.
@@ -254,21 +226,13 @@ mod tests {
 
     #[test]
     fn both_versions_number_their_roles_alike() {
-        for kind in [
-            v2::RoleType::Unspecified,
-            v2::RoleType::Agency,
-            v2::RoleType::Location,
-        ] {
+        for kind in [v2::RoleType::Unspecified, v2::RoleType::Agency, v2::RoleType::Location] {
             assert_eq!(
                 v1::RoleType::try_from(i32::from(kind)).map(|legacy| legacy.as_str_name()),
                 Ok(kind.as_str_name())
             );
         }
-        for level in [
-            v2::RoleLevel::Unspecified,
-            v2::RoleLevel::Admin,
-            v2::RoleLevel::User,
-        ] {
+        for level in [v2::RoleLevel::Unspecified, v2::RoleLevel::Admin, v2::RoleLevel::User] {
             assert_eq!(
                 v1::RoleLevel::try_from(i32::from(level)).map(|legacy| legacy.as_str_name()),
                 Ok(level.as_str_name())
@@ -278,13 +242,7 @@ mod tests {
 
     #[test]
     fn an_unknown_role_is_none() {
-        let details = user_details(v2::User {
-            role: Some(v2::Role {
-                r#type: 99,
-                level: 1,
-            }),
-            ..v2::User::default()
-        });
+        let details = user_details(v2::User { role: Some(v2::Role { r#type: 99, level: 1 }), ..v2::User::default() });
         assert_eq!(details.role, None);
     }
 }

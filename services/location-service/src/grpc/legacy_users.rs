@@ -9,35 +9,17 @@ use crate::app::{CreateUser, ListUsers, UpdateUser, UserApi};
 
 #[tonic::async_trait]
 impl UserService for Handler {
-    async fn create_user(
-        &self,
-        request: Request<v1::CreateUserRequest>,
-    ) -> Result<Response<v1::User>, Status> {
+    async fn create_user(&self, request: Request<v1::CreateUserRequest>) -> Result<Response<v1::User>, Status> {
         let (call, message) = open(request);
         let details = convert::legacy_user_details(required(message.user, "user")?);
-        let create = CreateUser {
-            agency_id: message.agency_id,
-            details,
-            request_id: message.request_id,
-        };
-        let user = self
-            .app
-            .create_user(&call, UserApi::Legacy, &create)
-            .await
-            .map_err(status::of)?;
+        let create = CreateUser { agency_id: message.agency_id, details, request_id: message.request_id };
+        let user = self.app.create_user(&call, UserApi::Legacy, &create).await.map_err(status::of)?;
         Ok(Response::new(convert::legacy_user(user)))
     }
 
-    async fn get_user(
-        &self,
-        request: Request<v1::GetUserRequest>,
-    ) -> Result<Response<v1::User>, Status> {
+    async fn get_user(&self, request: Request<v1::GetUserRequest>) -> Result<Response<v1::User>, Status> {
         let (call, message) = open(request);
-        let user = self
-            .app
-            .get_user(&call, &message.user_id)
-            .await
-            .map_err(status::of)?;
+        let user = self.app.get_user(&call, &message.user_id).await.map_err(status::of)?;
         Ok(Response::new(convert::legacy_user(user)))
     }
 
@@ -46,28 +28,17 @@ impl UserService for Handler {
         request: Request<v1::ListUsersRequest>,
     ) -> Result<Response<v1::ListUsersResponse>, Status> {
         let (call, message) = open(request);
-        let list = ListUsers {
-            agency_id: message.agency_id,
-            location_id: message.location_id,
-            email: String::new(),
-        };
+        let list = ListUsers { agency_id: message.agency_id, location_id: message.location_id, email: String::new() };
         let filter = format!("v1.ListUsers {list:?}");
         let page = page_of(message.page_size, &message.page_token, &filter)?;
-        let listed = self
-            .app
-            .list_users(&call, &list, &page)
-            .await
-            .map_err(status::of)?;
+        let listed = self.app.list_users(&call, &list, &page).await.map_err(status::of)?;
         Ok(Response::new(v1::ListUsersResponse {
             users: listed.items.into_iter().map(convert::legacy_user).collect(),
             next_page_token: next_token(listed.next, &filter),
         }))
     }
 
-    async fn update_user(
-        &self,
-        request: Request<v1::UpdateUserRequest>,
-    ) -> Result<Response<v1::User>, Status> {
+    async fn update_user(&self, request: Request<v1::UpdateUserRequest>) -> Result<Response<v1::User>, Status> {
         let (call, message) = open(request);
         let user = required(message.user, "user")?;
         let change = UpdateUser {
@@ -77,11 +48,7 @@ impl UserService for Handler {
             mask: paths(message.update_mask),
             request_id: message.request_id,
         };
-        let user = self
-            .app
-            .update_user(&call, UserApi::Legacy, &change)
-            .await
-            .map_err(status::of)?;
+        let user = self.app.update_user(&call, UserApi::Legacy, &change).await.map_err(status::of)?;
         Ok(Response::new(convert::legacy_user(user)))
     }
 
@@ -90,10 +57,7 @@ impl UserService for Handler {
         request: Request<v1::DeleteUserRequest>,
     ) -> Result<Response<v1::DeleteUserResponse>, Status> {
         let (call, m) = open(request);
-        self.app
-            .delete_user(&call, UserApi::Legacy, &m.user_id, "", &m.request_id)
-            .await
-            .map_err(status::of)?;
+        self.app.delete_user(&call, UserApi::Legacy, &m.user_id, "", &m.request_id).await.map_err(status::of)?;
         Ok(Response::new(v1::DeleteUserResponse {}))
     }
 }

@@ -15,29 +15,14 @@ impl LocationService for Handler {
     ) -> Result<Response<v2::Location>, Status> {
         let (call, message) = open(request);
         let profile = convert::location_profile(required(message.location, "location")?);
-        let create = CreateLocation {
-            agency_id: message.agency_id,
-            profile,
-            request_id: message.request_id,
-        };
-        let view = self
-            .app
-            .create_location(&call, &create)
-            .await
-            .map_err(status::of)?;
+        let create = CreateLocation { agency_id: message.agency_id, profile, request_id: message.request_id };
+        let view = self.app.create_location(&call, &create).await.map_err(status::of)?;
         Ok(Response::new(convert::location(view)))
     }
 
-    async fn get_location(
-        &self,
-        request: Request<v2::GetLocationRequest>,
-    ) -> Result<Response<v2::Location>, Status> {
+    async fn get_location(&self, request: Request<v2::GetLocationRequest>) -> Result<Response<v2::Location>, Status> {
         let (call, message) = open(request);
-        let view = self
-            .app
-            .get_location(&call, &message.location_id)
-            .await
-            .map_err(status::of)?;
+        let view = self.app.get_location(&call, &message.location_id).await.map_err(status::of)?;
         Ok(Response::new(convert::location(view)))
     }
 
@@ -46,17 +31,10 @@ impl LocationService for Handler {
         request: Request<v2::ListLocationsRequest>,
     ) -> Result<Response<v2::ListLocationsResponse>, Status> {
         let (call, message) = open(request);
-        let list = ListLocations {
-            agency_id: message.agency_id,
-            show_deleted: message.show_deleted,
-        };
+        let list = ListLocations { agency_id: message.agency_id, show_deleted: message.show_deleted };
         let filter = format!("ListLocations {list:?}");
         let page = page_of(message.page_size, &message.page_token, &filter)?;
-        let listed = self
-            .app
-            .list_locations(&call, &list, &page)
-            .await
-            .map_err(status::of)?;
+        let listed = self.app.list_locations(&call, &list, &page).await.map_err(status::of)?;
         Ok(Response::new(v2::ListLocationsResponse {
             locations: listed.items.into_iter().map(convert::location).collect(),
             next_page_token: next_token(listed.next, &filter),
@@ -76,11 +54,7 @@ impl LocationService for Handler {
             mask: paths(message.update_mask),
             request_id: message.request_id,
         };
-        let view = self
-            .app
-            .update_location(&call, &change)
-            .await
-            .map_err(status::of)?;
+        let view = self.app.update_location(&call, &change).await.map_err(status::of)?;
         Ok(Response::new(convert::location(view)))
     }
 
@@ -89,11 +63,7 @@ impl LocationService for Handler {
         request: Request<v2::DeleteLocationRequest>,
     ) -> Result<Response<v2::Location>, Status> {
         let (call, m) = open(request);
-        let view = self
-            .app
-            .delete_location(&call, &m.location_id, &m.etag, &m.request_id)
-            .await
-            .map_err(status::of)?;
+        let view = self.app.delete_location(&call, &m.location_id, &m.etag, &m.request_id).await.map_err(status::of)?;
         Ok(Response::new(convert::location(view)))
     }
 
@@ -102,22 +72,9 @@ impl LocationService for Handler {
         request: Request<v2::GenerateLocationApiKeyRequest>,
     ) -> Result<Response<v2::GenerateLocationApiKeyResponse>, Status> {
         let (call, m) = open(request);
-        let wish = convert::wish(
-            m.display_name,
-            m.scopes,
-            m.expire_time,
-            m.allowed_cidrs,
-            m.request_id,
-        )?;
-        let key = self
-            .app
-            .generate_location_key(&call, &m.location_id, wish)
-            .await
-            .map_err(status::of)?;
+        let wish = convert::wish(m.display_name, m.scopes, m.expire_time, m.allowed_cidrs, m.request_id)?;
+        let key = self.app.generate_location_key(&call, &m.location_id, wish).await.map_err(status::of)?;
         let (api_key, secret) = convert::generated(key);
-        Ok(Response::new(v2::GenerateLocationApiKeyResponse {
-            api_key: Some(api_key),
-            secret,
-        }))
+        Ok(Response::new(v2::GenerateLocationApiKeyResponse { api_key: Some(api_key), secret }))
     }
 }

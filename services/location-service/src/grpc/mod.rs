@@ -44,8 +44,7 @@ pub fn register(server: GrpcServer, app: App) -> GrpcServer {
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         )
         .add_service(
-            v1::user_service_server::UserServiceServer::new(handler)
-                .max_decoding_message_size(MAX_REQUEST_BYTES),
+            v1::user_service_server::UserServiceServer::new(handler).max_decoding_message_size(MAX_REQUEST_BYTES),
         )
 }
 
@@ -63,12 +62,7 @@ fn open<T>(request: Request<T>) -> (Call, T) {
 
 /// A mandatory part of a request.
 fn required<T>(part: Option<T>, field: &str) -> Result<T, Status> {
-    part.ok_or_else(|| {
-        status::of(AppError::Invalid(service_kit::violations::Violations::of(
-            field,
-            "is required",
-        )))
-    })
+    part.ok_or_else(|| status::of(AppError::Invalid(service_kit::violations::Violations::of(field, "is required"))))
 }
 
 /// Which page is asked for; `filter` names the list and everything that filters it.
@@ -78,8 +72,7 @@ fn page_of(size: i32, token: &str, filter: &str) -> Result<Page, Status> {
 
 /// The token of the next page. Empty: there is none.
 fn next_token(next: Option<String>, filter: &str) -> String {
-    next.map(|cursor| page::encode(&cursor, filter))
-        .unwrap_or_default()
+    next.map(|cursor| page::encode(&cursor, filter)).unwrap_or_default()
 }
 
 fn paths(mask: Option<prost_types::FieldMask>) -> Vec<String> {

@@ -14,77 +14,54 @@ const CONTENDED_RETRY: Duration = Duration::from_millis(100);
 /// The status of a refusal. A fault of ours is logged here, and told to nobody else.
 pub(super) fn of(error: AppError) -> Status {
     let message = error.to_string();
-    let build = |code: Code, reason: ErrorReason| {
-        StatusBuilder::new(code, reason.as_str_name(), message.clone())
-    };
+    let build = |code: Code, reason: ErrorReason| StatusBuilder::new(code, reason.as_str_name(), message.clone());
     match error {
         AppError::Invalid(violations) => kit::invalid_fields(&violations),
         AppError::Page(error) => kit::page_error(error),
         AppError::ActorRequired => build(Code::Unauthenticated, ErrorReason::ActorRequired).build(),
-        AppError::ActorNotAllowed { actor, required } => {
-            build(Code::PermissionDenied, ErrorReason::ActorNotAllowed)
-                .metadata("actor", actor)
-                .metadata("required", required)
-                .build()
-        }
+        AppError::ActorNotAllowed { actor, required } => build(Code::PermissionDenied, ErrorReason::ActorNotAllowed)
+            .metadata("actor", actor)
+            .metadata("required", required)
+            .build(),
         AppError::NotFound { kind, id } => {
             let reason = match kind {
                 Resource::Agency => ErrorReason::AgencyNotFound,
                 Resource::Location => ErrorReason::LocationNotFound,
                 Resource::User => ErrorReason::UserNotFound,
             };
-            build(Code::NotFound, reason)
-                .resource(type_name(kind), &shown(&id))
-                .build()
+            build(Code::NotFound, reason).resource(type_name(kind), &shown(&id)).build()
         }
-        AppError::EtagMismatch { kind, id } => build(Code::Aborted, ErrorReason::EtagMismatch)
-            .resource(type_name(kind), &id)
-            .build(),
-        AppError::RequestIdReused => {
-            build(Code::AlreadyExists, ErrorReason::RequestIdReused).build()
+        AppError::EtagMismatch { kind, id } => {
+            build(Code::Aborted, ErrorReason::EtagMismatch).resource(type_name(kind), &id).build()
         }
+        AppError::RequestIdReused => build(Code::AlreadyExists, ErrorReason::RequestIdReused).build(),
         AppError::EmailTaken => build(Code::AlreadyExists, ErrorReason::EmailTaken).build(),
-        AppError::LocationDeleted { location_id } => {
-            build(Code::FailedPrecondition, ErrorReason::LocationDeleted)
-                .precondition("STATE", &location_id, "the location must not be deleted")
-                .metadata("location_id", location_id)
+        AppError::LocationDeleted { location_id } => build(Code::FailedPrecondition, ErrorReason::LocationDeleted)
+            .precondition("STATE", &location_id, "the location must not be deleted")
+            .metadata("location_id", location_id)
+            .build(),
+        AppError::LegacyUsersDisabled { agency_id } => {
+            build(Code::FailedPrecondition, ErrorReason::LegacyUsersApiDisabled)
+                .precondition("ENHANCED_ACCOUNT_SECURITY", &agency_id, "use keysweep.location.v2.UserService")
                 .build()
         }
-        AppError::LegacyUsersDisabled { agency_id } => build(
-            Code::FailedPrecondition,
-            ErrorReason::LegacyUsersApiDisabled,
-        )
-        .precondition(
-            "ENHANCED_ACCOUNT_SECURITY",
-            &agency_id,
-            "use keysweep.location.v2.UserService",
-        )
-        .build(),
         AppError::RiskNotAcknowledged { agency_id } => {
             build(Code::FailedPrecondition, ErrorReason::RiskNotAcknowledged)
-                .precondition(
-                    "ACKNOWLEDGE_RISK",
-                    &agency_id,
-                    "acknowledge_risk must be true",
-                )
+                .precondition("ACKNOWLEDGE_RISK", &agency_id, "acknowledge_risk must be true")
                 .build()
         }
         AppError::KeyServiceUnavailable { retry_after } => {
-            build(Code::Unavailable, ErrorReason::KeyServiceUnavailable)
-                .retry_after(retry_after)
-                .build()
+            build(Code::Unavailable, ErrorReason::KeyServiceUnavailable).retry_after(retry_after).build()
         }
         AppError::StorageUnavailable(cause) => {
             tracing::warn!(cause, "the database cannot be reached");
             kit::storage_unavailable()
         }
-        AppError::Contended => StatusBuilder::new(
-            Code::Unavailable,
-            ErrorReason::StorageUnavailable.as_str_name(),
-            message,
-        )
-        .retry_after(CONTENDED_RETRY)
-        .build(),
+        AppError::Contended => {
+            StatusBuilder::new(Code::Unavailable, ErrorReason::StorageUnavailable.as_str_name(), message)
+                .retry_after(CONTENDED_RETRY)
+                .build()
+        }
         AppError::Internal(cause) => {
             tracing::error!(cause, "internal error");
             kit::internal()
@@ -113,109 +90,43 @@ mod tests {
     use tonic_types::StatusExt;
 
     #[test]
-    #[expect(clippy::too_many_lines, reason = "one table, a row per refusal")]
     fn every_refusal_has_its_code_and_reason() {
-        let missing = |kind| AppError::NotFound {
-            kind,
-            id: "x".into(),
-        };
+        let missing = |kind| AppError::NotFound { kind, id: "x".into() };
         let table = [
+            (AppError::Invalid(Violations::of("name", "is required")), Code::InvalidArgument, "INVALID_FIELDS"),
+            (AppError::Page(PageError::NegativeSize), Code::InvalidArgument, "INVALID_FIELDS"),
+            (AppError::Page(PageError::ForeignToken), Code::InvalidArgument, "PAGE_TOKEN_INVALID"),
+            (AppError::ActorRequired, Code::Unauthenticated, "ACTOR_REQUIRED"),
             (
-                AppError::Invalid(Violations::of("name", "is required")),
-                Code::InvalidArgument,
-                "INVALID_FIELDS",
-            ),
-            (
-                AppError::Page(PageError::NegativeSize),
-                Code::InvalidArgument,
-                "INVALID_FIELDS",
-            ),
-            (
-                AppError::Page(PageError::ForeignToken),
-                Code::InvalidArgument,
-                "PAGE_TOKEN_INVALID",
-            ),
-            (
-                AppError::ActorRequired,
-                Code::Unauthenticated,
-                "ACTOR_REQUIRED",
-            ),
-            (
-                AppError::ActorNotAllowed {
-                    actor: "api-key/k".into(),
-                    required: "service",
-                },
+                AppError::ActorNotAllowed { actor: "api-key/k".into(), required: "service" },
                 Code::PermissionDenied,
                 "ACTOR_NOT_ALLOWED",
             ),
-            (
-                missing(Resource::Agency),
-                Code::NotFound,
-                "AGENCY_NOT_FOUND",
-            ),
-            (
-                missing(Resource::Location),
-                Code::NotFound,
-                "LOCATION_NOT_FOUND",
-            ),
+            (missing(Resource::Agency), Code::NotFound, "AGENCY_NOT_FOUND"),
+            (missing(Resource::Location), Code::NotFound, "LOCATION_NOT_FOUND"),
             (missing(Resource::User), Code::NotFound, "USER_NOT_FOUND"),
-            (
-                AppError::EtagMismatch {
-                    kind: Resource::User,
-                    id: "x".into(),
-                },
-                Code::Aborted,
-                "ETAG_MISMATCH",
-            ),
-            (
-                AppError::RequestIdReused,
-                Code::AlreadyExists,
-                "REQUEST_ID_REUSED",
-            ),
+            (AppError::EtagMismatch { kind: Resource::User, id: "x".into() }, Code::Aborted, "ETAG_MISMATCH"),
+            (AppError::RequestIdReused, Code::AlreadyExists, "REQUEST_ID_REUSED"),
             (AppError::EmailTaken, Code::AlreadyExists, "EMAIL_TAKEN"),
+            (AppError::LocationDeleted { location_id: "x".into() }, Code::FailedPrecondition, "LOCATION_DELETED"),
             (
-                AppError::LocationDeleted {
-                    location_id: "x".into(),
-                },
-                Code::FailedPrecondition,
-                "LOCATION_DELETED",
-            ),
-            (
-                AppError::LegacyUsersDisabled {
-                    agency_id: "x".into(),
-                },
+                AppError::LegacyUsersDisabled { agency_id: "x".into() },
                 Code::FailedPrecondition,
                 "LEGACY_USERS_API_DISABLED",
             ),
             (
-                AppError::RiskNotAcknowledged {
-                    agency_id: "x".into(),
-                },
+                AppError::RiskNotAcknowledged { agency_id: "x".into() },
                 Code::FailedPrecondition,
                 "RISK_NOT_ACKNOWLEDGED",
             ),
             (
-                AppError::KeyServiceUnavailable {
-                    retry_after: Duration::from_secs(2),
-                },
+                AppError::KeyServiceUnavailable { retry_after: Duration::from_secs(2) },
                 Code::Unavailable,
                 "KEY_SERVICE_UNAVAILABLE",
             ),
-            (
-                AppError::StorageUnavailable("secret cause".into()),
-                Code::Unavailable,
-                "STORAGE_UNAVAILABLE",
-            ),
-            (
-                AppError::Contended,
-                Code::Unavailable,
-                "STORAGE_UNAVAILABLE",
-            ),
-            (
-                AppError::Internal("secret cause".into()),
-                Code::Internal,
-                "INTERNAL",
-            ),
+            (AppError::StorageUnavailable("secret cause".into()), Code::Unavailable, "STORAGE_UNAVAILABLE"),
+            (AppError::Contended, Code::Unavailable, "STORAGE_UNAVAILABLE"),
+            (AppError::Internal("secret cause".into()), Code::Internal, "INTERNAL"),
         ];
         for (error, code, reason) in table {
             let label = format!("{error:?}");
@@ -227,21 +138,9 @@ mod tests {
                 (code, reason, "keysweep"),
                 "{label}"
             );
-            assert_eq!(
-                details.retry_info().is_some(),
-                code == Code::Unavailable,
-                "{label}"
-            );
-            assert_eq!(
-                details.bad_request().is_some(),
-                code == Code::InvalidArgument,
-                "{label}"
-            );
-            assert_eq!(
-                details.precondition_failure().is_some(),
-                code == Code::FailedPrecondition,
-                "{label}"
-            );
+            assert_eq!(details.retry_info().is_some(), code == Code::Unavailable, "{label}");
+            assert_eq!(details.bad_request().is_some(), code == Code::InvalidArgument, "{label}");
+            assert_eq!(details.precondition_failure().is_some(), code == Code::FailedPrecondition, "{label}");
             assert!(!status.message().contains("secret cause"), "{label}");
         }
     }

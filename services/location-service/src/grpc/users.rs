@@ -18,35 +18,17 @@ type Parts = Iter<std::vec::IntoIter<Result<v2::ListNoticeRecipientsResponse, St
 
 #[tonic::async_trait]
 impl UserService for Handler {
-    async fn create_user(
-        &self,
-        request: Request<v2::CreateUserRequest>,
-    ) -> Result<Response<v2::User>, Status> {
+    async fn create_user(&self, request: Request<v2::CreateUserRequest>) -> Result<Response<v2::User>, Status> {
         let (call, message) = open(request);
         let details = convert::user_details(required(message.user, "user")?);
-        let create = CreateUser {
-            agency_id: message.agency_id,
-            details,
-            request_id: message.request_id,
-        };
-        let user = self
-            .app
-            .create_user(&call, UserApi::Current, &create)
-            .await
-            .map_err(status::of)?;
+        let create = CreateUser { agency_id: message.agency_id, details, request_id: message.request_id };
+        let user = self.app.create_user(&call, UserApi::Current, &create).await.map_err(status::of)?;
         Ok(Response::new(convert::user(user)))
     }
 
-    async fn get_user(
-        &self,
-        request: Request<v2::GetUserRequest>,
-    ) -> Result<Response<v2::User>, Status> {
+    async fn get_user(&self, request: Request<v2::GetUserRequest>) -> Result<Response<v2::User>, Status> {
         let (call, message) = open(request);
-        let user = self
-            .app
-            .get_user(&call, &message.user_id)
-            .await
-            .map_err(status::of)?;
+        let user = self.app.get_user(&call, &message.user_id).await.map_err(status::of)?;
         Ok(Response::new(convert::user(user)))
     }
 
@@ -55,28 +37,17 @@ impl UserService for Handler {
         request: Request<v2::ListUsersRequest>,
     ) -> Result<Response<v2::ListUsersResponse>, Status> {
         let (call, message) = open(request);
-        let list = ListUsers {
-            agency_id: message.agency_id,
-            location_id: message.location_id,
-            email: message.email,
-        };
+        let list = ListUsers { agency_id: message.agency_id, location_id: message.location_id, email: message.email };
         let filter = format!("ListUsers {list:?}");
         let page = page_of(message.page_size, &message.page_token, &filter)?;
-        let listed = self
-            .app
-            .list_users(&call, &list, &page)
-            .await
-            .map_err(status::of)?;
+        let listed = self.app.list_users(&call, &list, &page).await.map_err(status::of)?;
         Ok(Response::new(v2::ListUsersResponse {
             users: listed.items.into_iter().map(convert::user).collect(),
             next_page_token: next_token(listed.next, &filter),
         }))
     }
 
-    async fn update_user(
-        &self,
-        request: Request<v2::UpdateUserRequest>,
-    ) -> Result<Response<v2::User>, Status> {
+    async fn update_user(&self, request: Request<v2::UpdateUserRequest>) -> Result<Response<v2::User>, Status> {
         let (call, message) = open(request);
         let user = required(message.user, "user")?;
         let change = UpdateUser {
@@ -86,11 +57,7 @@ impl UserService for Handler {
             mask: paths(message.update_mask),
             request_id: message.request_id,
         };
-        let user = self
-            .app
-            .update_user(&call, UserApi::Current, &change)
-            .await
-            .map_err(status::of)?;
+        let user = self.app.update_user(&call, UserApi::Current, &change).await.map_err(status::of)?;
         Ok(Response::new(convert::user(user)))
     }
 
@@ -99,10 +66,7 @@ impl UserService for Handler {
         request: Request<v2::DeleteUserRequest>,
     ) -> Result<Response<v2::DeleteUserResponse>, Status> {
         let (call, m) = open(request);
-        self.app
-            .delete_user(&call, UserApi::Current, &m.user_id, &m.etag, &m.request_id)
-            .await
-            .map_err(status::of)?;
+        self.app.delete_user(&call, UserApi::Current, &m.user_id, &m.etag, &m.request_id).await.map_err(status::of)?;
         Ok(Response::new(v2::DeleteUserResponse {}))
     }
 
@@ -113,11 +77,8 @@ impl UserService for Handler {
         request: Request<v2::ListNoticeRecipientsRequest>,
     ) -> Result<Response<Parts>, Status> {
         let (call, message) = open(request);
-        let found = self
-            .app
-            .notice_recipients(&call, &message.agency_id, message.location_ids)
-            .await
-            .map_err(status::of)?;
+        let found =
+            self.app.notice_recipients(&call, &message.agency_id, message.location_ids).await.map_err(status::of)?;
         let parts: Vec<_> = parts(found).into_iter().map(Ok).collect();
         Ok(Response::new(tokio_stream::iter(parts)))
     }
@@ -130,29 +91,20 @@ fn parts(found: Recipients) -> Vec<v2::ListNoticeRecipientsResponse> {
         agency_time_zone: found.agency_time_zone,
         ..v2::ListNoticeRecipientsResponse::default()
     }];
-    let mut names = found
-        .location_names
-        .into_iter()
-        .map(|(location_id, name)| v2::LocationName { location_id, name })
-        .peekable();
+    let mut names =
+        found.location_names.into_iter().map(|(location_id, name)| v2::LocationName { location_id, name }).peekable();
     while names.peek().is_some() {
         let location_names = names.by_ref().take(NAMES_A_MESSAGE).collect();
         push(
             &mut parts,
-            v2::ListNoticeRecipientsResponse {
-                location_names,
-                ..v2::ListNoticeRecipientsResponse::default()
-            },
+            v2::ListNoticeRecipientsResponse { location_names, ..v2::ListNoticeRecipientsResponse::default() },
         );
     }
     for recipients in batches(found.recipients) {
         let recipients = recipients.into_iter().map(convert::recipient).collect();
         push(
             &mut parts,
-            v2::ListNoticeRecipientsResponse {
-                recipients,
-                ..v2::ListNoticeRecipientsResponse::default()
-            },
+            v2::ListNoticeRecipientsResponse { recipients, ..v2::ListNoticeRecipientsResponse::default() },
         );
     }
     parts
@@ -165,9 +117,7 @@ fn push(parts: &mut Vec<v2::ListNoticeRecipientsResponse>, part: v2::ListNoticeR
             last.recipients = part.recipients;
             last.location_names = part.location_names;
         }
-        Some(last) if last.recipients.is_empty() && part.location_names.is_empty() => {
-            last.recipients = part.recipients
-        }
+        Some(last) if last.recipients.is_empty() && part.location_names.is_empty() => last.recipients = part.recipients,
         _ => parts.push(part),
     }
 }
@@ -207,54 +157,25 @@ mod tests {
             agency_name: "A".into(),
             agency_time_zone: "UTC".into(),
             recipients: (0..people).map(recipient).collect(),
-            location_names: (0..names)
-                .map(|i| (format!("loc_{i}"), "L".to_owned()))
-                .collect(),
+            location_names: (0..names).map(|i| (format!("loc_{i}"), "L".to_owned())).collect(),
         }
     }
 
     #[test]
     fn every_recipient_and_name_is_in_exactly_one_message() {
-        for (people, places, names) in [
-            (0, 0, 0),
-            (1, 1, 1),
-            (500, 1, 500),
-            (501, 1, 501),
-            (1_200, 0, 0),
-            (0, 0, 1_001),
-            (50, 1_000, 10_000),
-        ] {
+        for (people, places, names) in
+            [(0, 0, 0), (1, 1, 1), (500, 1, 500), (501, 1, 501), (1_200, 0, 0), (0, 0, 1_001), (50, 1_000, 10_000)]
+        {
             let parts = parts(found(people, places, names));
             assert_eq!(parts[0].agency_name, "A");
-            assert!(
-                parts[1..]
-                    .iter()
-                    .all(|part| part.agency_name.is_empty() && part.agency_time_zone.is_empty())
-            );
-            let told: Vec<_> = parts
-                .iter()
-                .flat_map(|part| part.recipients.iter().map(|one| one.user_id.clone()))
-                .collect();
-            assert_eq!(
-                told,
-                (0..people).map(|i| format!("usr_{i}")).collect::<Vec<_>>()
-            );
-            assert_eq!(
-                parts
-                    .iter()
-                    .map(|part| part.location_names.len())
-                    .sum::<usize>(),
-                names
-            );
+            assert!(parts[1..].iter().all(|part| part.agency_name.is_empty() && part.agency_time_zone.is_empty()));
+            let told: Vec<_> =
+                parts.iter().flat_map(|part| part.recipients.iter().map(|one| one.user_id.clone())).collect();
+            assert_eq!(told, (0..people).map(|i| format!("usr_{i}")).collect::<Vec<_>>());
+            assert_eq!(parts.iter().map(|part| part.location_names.len()).sum::<usize>(), names);
             for part in &parts {
                 assert!(part.recipients.len() <= 500 && part.location_names.len() <= 500);
-                assert!(
-                    part.recipients
-                        .iter()
-                        .map(|one| one.location_ids.len())
-                        .sum::<usize>()
-                        <= PLACES_A_MESSAGE
-                );
+                assert!(part.recipients.iter().map(|one| one.location_ids.len()).sum::<usize>() <= PLACES_A_MESSAGE);
             }
         }
     }

@@ -35,9 +35,6 @@ impl Reconciler for ForgetRequests {
 
     async fn activate(&self, now: DateTime<Utc>) -> anyhow::Result<JobReport> {
         let forgotten = self.store.purge_requests(now - KEPT).await?;
-        Ok(JobReport {
-            work: forgotten,
-            detail: serde_json::json!({ "forgotten": forgotten }),
-        })
+        Ok(JobReport { work: forgotten, detail: serde_json::json!({ "forgotten": forgotten }) })
     }
 }

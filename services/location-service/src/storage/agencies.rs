@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use sea_orm::sea_query::{Expr, OnConflict};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait, Value,
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait, Value,
 };
 use service_kit::time::to_micros;
 
@@ -17,18 +17,13 @@ use crate::domain::security::Choice;
 #[async_trait]
 impl AgencyStore for DatabaseStore {
     async fn agency(&self, id: &str) -> Result<Option<Agency>, StoreError> {
-        let row = agencies::Entity::find_by_id(id)
-            .one(&self.db)
-            .await
-            .map_err(fault)?;
+        let row = agencies::Entity::find_by_id(id).one(&self.db).await.map_err(fault)?;
         Ok(row.map(convert::agency))
     }
 
     async fn agencies(&self, after: Option<&str>, limit: u64) -> Result<Vec<Agency>, StoreError> {
         let rows = agencies::Entity::find()
-            .apply_if(after, |query, after| {
-                query.filter(agencies::Column::Id.gt(after))
-            })
+            .apply_if(after, |query, after| query.filter(agencies::Column::Id.gt(after)))
             .order_by_asc(agencies::Column::Id)
             .limit(limit)
             .all(&self.db)
@@ -37,27 +32,16 @@ impl AgencyStore for DatabaseStore {
         Ok(rows.into_iter().map(convert::agency).collect())
     }
 
-    async fn insert_agency(
-        &self,
-        agency: &Agency,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError> {
+    async fn insert_agency(&self, agency: &Agency, key: Option<&MutationKey>) -> Result<Written, StoreError> {
         let tx = self.begin().await?;
         if let Some(known) = replayed(&tx, key, agency.created_at).await? {
             return Ok(known);
         }
-        agencies::Entity::insert(convert::agency_row(agency))
-            .exec_without_returning(&tx)
-            .await
-            .map_err(fault)?;
+        agencies::Entity::insert(convert::agency_row(agency)).exec_without_returning(&tx).await.map_err(fault)?;
         finish(tx, key, &agency.id, agency.created_at).await
     }
 
-    async fn update_agency(
-        &self,
-        agency: &Agency,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError> {
+    async fn update_agency(&self, agency: &Agency, key: Option<&MutationKey>) -> Result<Written, StoreError> {
         let tx = self.begin().await?;
         if let Some(known) = replayed(&tx, key, agency.updated_at).await? {
             return Ok(known);
@@ -97,30 +81,17 @@ impl AgencyStore for DatabaseStore {
             actor: Set(choice.actor.to_string()),
             chosen_at: Set(to_micros(choice.chosen_at)),
         };
-        let changed = [
-            security_settings::Column::Enabled,
-            security_settings::Column::Actor,
-            security_settings::Column::ChosenAt,
-        ];
+        let changed =
+            [security_settings::Column::Enabled, security_settings::Column::Actor, security_settings::Column::ChosenAt];
         security_settings::Entity::insert(row)
-            .on_conflict(
-                OnConflict::column(security_settings::Column::AgencyId)
-                    .update_columns(changed)
-                    .to_owned(),
-            )
+            .on_conflict(OnConflict::column(security_settings::Column::AgencyId).update_columns(changed).to_owned())
             .exec_without_returning(&tx)
             .await
             .map_err(fault)?;
         if choice.enabled {
             locations::Entity::update_many()
-                .col_expr(
-                    locations::Column::SealedKey,
-                    Expr::value(Value::Bytes(None)),
-                )
-                .col_expr(
-                    locations::Column::MasterVersion,
-                    Expr::value(Value::Int(None)),
-                )
+                .col_expr(locations::Column::SealedKey, Expr::value(Value::Bytes(None)))
+                .col_expr(locations::Column::MasterVersion, Expr::value(Value::Int(None)))
                 .filter(locations::Column::AgencyId.eq(agency_id))
                 .filter(locations::Column::SealedKey.is_not_null())
                 .exec(&tx)
@@ -132,26 +103,12 @@ impl AgencyStore for DatabaseStore {
     }
 }
 
-pub(super) async fn choice_of(
-    db: &impl ConnectionTrait,
-    agency_id: &str,
-) -> Result<Option<Choice>, StoreError> {
-    let row = security_settings::Entity::find_by_id(agency_id)
-        .one(db)
-        .await
-        .map_err(fault)?;
+pub(super) async fn choice_of(db: &impl ConnectionTrait, agency_id: &str) -> Result<Option<Choice>, StoreError> {
+    let row = security_settings::Entity::find_by_id(agency_id).one(db).await.map_err(fault)?;
     row.map(convert::choice).transpose()
 }
 
 /// Lets no other choice, and no new location, of the agency in between.
-pub(super) async fn lock_agency(
-    tx: &DatabaseTransaction,
-    agency_id: &str,
-) -> Result<(), StoreError> {
-    agencies::Entity::find_by_id(agency_id)
-        .lock_exclusive()
-        .one(tx)
-        .await
-        .map(drop)
-        .map_err(fault)
+pub(super) async fn lock_agency(tx: &DatabaseTransaction, agency_id: &str) -> Result<(), StoreError> {
+    agencies::Entity::find_by_id(agency_id).lock_exclusive().one(tx).await.map(drop).map_err(fault)
 }

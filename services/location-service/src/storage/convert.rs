@@ -56,8 +56,7 @@ pub(super) fn agency_row(agency: &Agency) -> agencies::ActiveModel {
 pub(super) fn location(row: locations::Model) -> Result<StoredLocation, StoreError> {
     let sealed_key = match (row.sealed_key, row.master_version) {
         (Some(bytes), Some(version)) => Some(Sealed {
-            master_version: u32::try_from(version)
-                .map_err(|_| strange("master_version", version))?,
+            master_version: u32::try_from(version).map_err(|_| strange("master_version", version))?,
             bytes,
         }),
         _ => None,
@@ -82,10 +81,7 @@ pub(super) fn location(row: locations::Model) -> Result<StoredLocation, StoreErr
         deleted_at: row.deleted_at.map(from_micros),
         revision: row.revision,
     };
-    Ok(StoredLocation {
-        location,
-        sealed_key,
-    })
+    Ok(StoredLocation { location, sealed_key })
 }
 
 /// The row without its sealed key, which has its own ways.
@@ -114,15 +110,8 @@ pub(super) fn location_row(location: &Location) -> locations::ActiveModel {
 }
 
 pub(super) fn choice(row: security_settings::Model) -> Result<Choice, StoreError> {
-    let actor = row
-        .actor
-        .parse()
-        .map_err(|_| strange("actor", &row.actor))?;
-    Ok(Choice {
-        enabled: row.enabled,
-        actor,
-        chosen_at: from_micros(row.chosen_at),
-    })
+    let actor = row.actor.parse().map_err(|_| strange("actor", &row.actor))?;
+    Ok(Choice { enabled: row.enabled, actor, chosen_at: from_micros(row.chosen_at) })
 }
 
 /// `location_ids` must be sorted.
@@ -195,7 +184,5 @@ pub(super) fn role_level(level: RoleLevel) -> i16 {
 }
 
 fn strange(column: &str, value: impl std::fmt::Display) -> StoreError {
-    StoreError::Internal(format!(
-        "the column {column} holds {value}, which this version does not know"
-    ))
+    StoreError::Internal(format!("the column {column} holds {value}, which this version does not know"))
 }

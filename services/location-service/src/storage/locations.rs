@@ -1,25 +1,18 @@
 //! Locations and the sealed copies of their keys.
 
 use async_trait::async_trait;
-use sea_orm::{
-    ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
 
 use super::agencies::{choice_of, lock_agency};
 use super::entities::locations;
 use super::{DatabaseStore, convert, fault, finish, replayed, write_audit};
-use crate::app::ports::{
-    AuditEvent, LocationStore, MutationKey, StoreError, StoredLocation, Written,
-};
+use crate::app::ports::{AuditEvent, LocationStore, MutationKey, StoreError, StoredLocation, Written};
 use crate::domain::resources::Location;
 
 #[async_trait]
 impl LocationStore for DatabaseStore {
     async fn location(&self, id: &str) -> Result<Option<StoredLocation>, StoreError> {
-        let row = locations::Entity::find_by_id(id)
-            .one(&self.db)
-            .await
-            .map_err(fault)?;
+        let row = locations::Entity::find_by_id(id).one(&self.db).await.map_err(fault)?;
         row.map(convert::location).transpose()
     }
 
@@ -35,9 +28,7 @@ impl LocationStore for DatabaseStore {
             query = query.filter(locations::Column::DeletedAt.is_null());
         }
         let rows = query
-            .apply_if(after, |query, after| {
-                query.filter(locations::Column::Id.gt(after))
-            })
+            .apply_if(after, |query, after| query.filter(locations::Column::Id.gt(after)))
             .order_by_asc(locations::Column::Id)
             .limit(limit)
             .all(&self.db)
@@ -61,34 +52,21 @@ impl LocationStore for DatabaseStore {
         if let Some(sealed) = &stored.sealed_key {
             // Either the choice to opt in sees this row and destroys the copy, or this sees the choice.
             lock_agency(&tx, &location.agency_id).await?;
-            if choice_of(&tx, &location.agency_id)
-                .await?
-                .is_some_and(|choice| !choice.enabled)
-            {
-                let version = i32::try_from(sealed.master_version).map_err(|_| {
-                    StoreError::Internal(
-                        "the master key's version does not fit its column".to_owned(),
-                    )
-                })?;
+            if choice_of(&tx, &location.agency_id).await?.is_some_and(|choice| !choice.enabled) {
+                let version = i32::try_from(sealed.master_version)
+                    .map_err(|_| StoreError::Internal("the master key's version does not fit its column".to_owned()))?;
                 row.sealed_key = Set(Some(sealed.bytes.clone()));
                 row.master_version = Set(Some(version));
             }
         }
-        locations::Entity::insert(row)
-            .exec_without_returning(&tx)
-            .await
-            .map_err(fault)?;
+        locations::Entity::insert(row).exec_without_returning(&tx).await.map_err(fault)?;
         if let Some(audit) = audit {
             write_audit(&tx, audit).await?;
         }
         finish(tx, key, &location.id, location.created_at).await
     }
 
-    async fn update_location(
-        &self,
-        location: &Location,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError> {
+    async fn update_location(&self, location: &Location, key: Option<&MutationKey>) -> Result<Written, StoreError> {
         let tx = self.begin().await?;
         if let Some(known) = replayed(&tx, key, location.updated_at).await? {
             return Ok(known);
@@ -111,11 +89,7 @@ impl LocationStore for DatabaseStore {
         finish(tx, key, &location.id, location.updated_at).await
     }
 
-    async fn live_locations(
-        &self,
-        agency_id: &str,
-        ids: &[String],
-    ) -> Result<Vec<String>, StoreError> {
+    async fn live_locations(&self, agency_id: &str, ids: &[String]) -> Result<Vec<String>, StoreError> {
         locations::Entity::find()
             .select_only()
             .column(locations::Column::Id)

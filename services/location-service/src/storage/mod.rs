@@ -10,8 +10,7 @@ mod users;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveValue::Set, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait,
-    PaginatorTrait,
+    ActiveValue::Set, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
 };
 use service_kit::db;
 use service_kit::idempotency::{self, Recall, RequestKey};
@@ -39,10 +38,7 @@ impl DatabaseStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn needs_no_keyring(&self) -> anyhow::Result<bool> {
-        Ok(entities::keyring_check::Entity::find()
-            .count(&self.db)
-            .await?
-            == 0)
+        Ok(entities::keyring_check::Entity::find().count(&self.db).await? == 0)
     }
 
     /// Compares the ring with the one that the database was filled with, and remembers new secrets.
@@ -60,8 +56,7 @@ impl DatabaseStore {
                 "the keyring lacks the secret \"{}\" that this database was filled with",
                 row.label
             );
-            let same =
-                own.is_some_and(|(_, fingerprint)| fingerprint.as_slice() == row.fingerprint);
+            let same = own.is_some_and(|(_, fingerprint)| fingerprint.as_slice() == row.fingerprint);
             anyhow::ensure!(
                 same,
                 "the keyring's secret \"{}\" is not the one that this database was filled with",
@@ -69,14 +64,8 @@ impl DatabaseStore {
             );
         }
         for (label, fingerprint) in secrets {
-            let row = ActiveModel {
-                label: Set(label),
-                fingerprint: Set(fingerprint.to_vec()),
-            };
-            Entity::insert(row)
-                .on_conflict_do_nothing()
-                .exec_without_returning(&tx)
-                .await?;
+            let row = ActiveModel { label: Set(label), fingerprint: Set(fingerprint.to_vec()) };
+            Entity::insert(row).on_conflict_do_nothing().exec_without_returning(&tx).await?;
         }
         Ok(tx.commit().await?)
     }
@@ -93,16 +82,11 @@ async fn replayed(
     now: DateTime<Utc>,
 ) -> Result<Option<Written>, StoreError> {
     let Some(key) = key else { return Ok(None) };
-    Ok(
-        match idempotency::recall(tx, &request_key(key), now)
-            .await
-            .map_err(fault)?
-        {
-            Recall::New => None,
-            Recall::Replay { resource_id, .. } => Some(Written::Replayed(resource_id)),
-            Recall::Reused => Some(Written::RequestReused),
-        },
-    )
+    Ok(match idempotency::recall(tx, &request_key(key), now).await.map_err(fault)? {
+        Recall::New => None,
+        Recall::Replay { resource_id, .. } => Some(Written::Replayed(resource_id)),
+        Recall::Reused => Some(Written::RequestReused),
+    })
 }
 
 /// Remembers the mutation, commits, and says so.
@@ -113,9 +97,7 @@ async fn finish(
     now: DateTime<Utc>,
 ) -> Result<Written, StoreError> {
     if let Some(key) = key {
-        idempotency::record(&tx, &request_key(key), id, None, now)
-            .await
-            .map_err(fault)?;
+        idempotency::record(&tx, &request_key(key), id, None, now).await.map_err(fault)?;
     }
     tx.commit().await.map_err(fault)?;
     Ok(Written::Stored)

@@ -10,25 +10,15 @@ use crate::app::ports::{AuditEvent, MutationKey, Recalled, RequestLog, StoreErro
 #[async_trait]
 impl RequestLog for DatabaseStore {
     async fn recall(&self, key: &MutationKey, now: DateTime<Utc>) -> Result<Recalled, StoreError> {
-        idempotency::recall(&self.db, &request_key(key), now)
-            .await
-            .map(recalled)
-            .map_err(fault)
+        idempotency::recall(&self.db, &request_key(key), now).await.map(recalled).map_err(fault)
     }
 
-    async fn reserve(
-        &self,
-        key: &MutationKey,
-        id: &str,
-        now: DateTime<Utc>,
-    ) -> Result<Recalled, StoreError> {
+    async fn reserve(&self, key: &MutationKey, id: &str, now: DateTime<Utc>) -> Result<Recalled, StoreError> {
         let tx = self.begin().await?;
         let key = request_key(key);
         match recalled(idempotency::recall(&tx, &key, now).await.map_err(fault)?) {
             Recalled::New => {
-                idempotency::record(&tx, &key, id, None, now)
-                    .await
-                    .map_err(fault)?;
+                idempotency::record(&tx, &key, id, None, now).await.map_err(fault)?;
                 tx.commit().await.map_err(fault)?;
                 Ok(Recalled::Replay(id.to_owned()))
             }

@@ -5,16 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use async_trait::async_trait;
 use sea_orm::sea_query::Query;
 use sea_orm::{
-    AccessMode, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseBackend,
-    DatabaseTransaction, EntityTrait, IsolationLevel, QueryFilter, QueryOrder, QuerySelect,
-    QueryTrait, TransactionOptions, TransactionTrait,
+    AccessMode, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseBackend, DatabaseTransaction, EntityTrait,
+    IsolationLevel, QueryFilter, QueryOrder, QuerySelect, QueryTrait, TransactionOptions, TransactionTrait,
 };
 
 use super::entities::{agencies, locations, user_locations, users};
 use super::{DatabaseStore, convert, fault, finish, replayed};
-use crate::app::ports::{
-    MutationKey, Recipient, Recipients, StoreError, UserFilter, UserStore, Written,
-};
+use crate::app::ports::{MutationKey, Recipient, Recipients, StoreError, UserFilter, UserStore, Written};
 use crate::domain::contact::email_key;
 use crate::domain::user::{RoleLevel, RoleType, User};
 
@@ -24,21 +21,11 @@ const CHUNK: usize = 1_000;
 #[async_trait]
 impl UserStore for DatabaseStore {
     async fn user(&self, id: &str) -> Result<Option<User>, StoreError> {
-        let row = users::Entity::find_by_id(id)
-            .one(&self.db)
-            .await
-            .map_err(fault)?;
-        Ok(with_locations(&self.db, row.into_iter().collect())
-            .await?
-            .pop())
+        let row = users::Entity::find_by_id(id).one(&self.db).await.map_err(fault)?;
+        Ok(with_locations(&self.db, row.into_iter().collect()).await?.pop())
     }
 
-    async fn users(
-        &self,
-        filter: UserFilter<'_>,
-        after: Option<&str>,
-        limit: u64,
-    ) -> Result<Vec<User>, StoreError> {
+    async fn users(&self, filter: UserFilter<'_>, after: Option<&str>, limit: u64) -> Result<Vec<User>, StoreError> {
         let mut query = users::Entity::find()
             .filter(users::Column::AgencyId.eq(filter.agency_id))
             .filter(users::Column::DeletedAt.is_null());
@@ -54,9 +41,7 @@ impl UserStore for DatabaseStore {
             query = query.filter(users::Column::Id.in_subquery(there));
         }
         let rows = query
-            .apply_if(after, |query, after| {
-                query.filter(users::Column::Id.gt(after))
-            })
+            .apply_if(after, |query, after| query.filter(users::Column::Id.gt(after)))
             .order_by_asc(users::Column::Id)
             .limit(limit)
             .all(&self.db)
@@ -65,11 +50,7 @@ impl UserStore for DatabaseStore {
         with_locations(&self.db, rows).await
     }
 
-    async fn insert_user(
-        &self,
-        user: &User,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError> {
+    async fn insert_user(&self, user: &User, key: Option<&MutationKey>) -> Result<Written, StoreError> {
         let tx = self.begin().await?;
         if let Some(known) = replayed(&tx, key, user.created_at).await? {
             return Ok(known);
@@ -77,19 +58,12 @@ impl UserStore for DatabaseStore {
         if email_taken(&tx, user).await? {
             return Ok(Written::EmailTaken);
         }
-        users::Entity::insert(convert::user_row(user)?)
-            .exec_without_returning(&tx)
-            .await
-            .map_err(fault)?;
+        users::Entity::insert(convert::user_row(user)?).exec_without_returning(&tx).await.map_err(fault)?;
         write_locations(&tx, user).await?;
         finish(tx, key, &user.id, user.created_at).await
     }
 
-    async fn update_user(
-        &self,
-        user: &User,
-        key: Option<&MutationKey>,
-    ) -> Result<Written, StoreError> {
+    async fn update_user(&self, user: &User, key: Option<&MutationKey>) -> Result<Written, StoreError> {
         let tx = self.begin().await?;
         if let Some(known) = replayed(&tx, key, user.updated_at).await? {
             return Ok(known);
@@ -116,11 +90,7 @@ impl UserStore for DatabaseStore {
         finish(tx, key, &user.id, user.updated_at).await
     }
 
-    async fn recipients(
-        &self,
-        agency_id: &str,
-        location_ids: &[String],
-    ) -> Result<Option<Recipients>, StoreError> {
+    async fn recipients(&self, agency_id: &str, location_ids: &[String]) -> Result<Option<Recipients>, StoreError> {
         let mut options = TransactionOptions::default();
         // SQLite's readers see one state of the database as they are.
         if self.db.get_database_backend() == DatabaseBackend::Postgres {
@@ -128,24 +98,13 @@ impl UserStore for DatabaseStore {
             options.access_mode = Some(AccessMode::ReadOnly);
         }
         let tx = self.db.begin_with_options(options).await.map_err(fault)?;
-        let Some(agency) = agencies::Entity::find_by_id(agency_id)
-            .one(&tx)
-            .await
-            .map_err(fault)?
-        else {
+        let Some(agency) = agencies::Entity::find_by_id(agency_id).one(&tx).await.map_err(fault)? else {
             return Ok(None);
         };
         let mut people: BTreeMap<String, Recipient> = BTreeMap::new();
-        let agency_admins = told(RoleType::Agency)
-            .filter(users::Column::AgencyId.eq(agency_id))
-            .all(&tx)
-            .await
-            .map_err(fault)?;
-        people.extend(
-            agency_admins
-                .into_iter()
-                .map(|row| (row.id.clone(), recipient(row, true, Vec::new()))),
-        );
+        let agency_admins =
+            told(RoleType::Agency).filter(users::Column::AgencyId.eq(agency_id)).all(&tx).await.map_err(fault)?;
+        people.extend(agency_admins.into_iter().map(|row| (row.id.clone(), recipient(row, true, Vec::new()))));
 
         let mut names = Vec::with_capacity(location_ids.len());
         let mut places: HashMap<String, Vec<String>> = HashMap::new();
@@ -216,10 +175,7 @@ fn recipient(row: users::Model, agency_admin: bool, location_ids: Vec<String>) -
     }
 }
 
-async fn with_locations(
-    db: &impl ConnectionTrait,
-    rows: Vec<users::Model>,
-) -> Result<Vec<User>, StoreError> {
+async fn with_locations(db: &impl ConnectionTrait, rows: Vec<users::Model>) -> Result<Vec<User>, StoreError> {
     let mut places: HashMap<String, Vec<String>> = HashMap::new();
     let ids: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
     for chunk in ids.chunks(CHUNK) {
@@ -246,16 +202,9 @@ async fn write_locations(tx: &DatabaseTransaction, user: &User) -> Result<(), St
     if user.details.location_ids.is_empty() || user.deleted_at.is_some() {
         return Ok(());
     }
-    let row = |id: &String| user_locations::ActiveModel {
-        user_id: Set(user.id.clone()),
-        location_id: Set(id.clone()),
-    };
+    let row = |id: &String| user_locations::ActiveModel { user_id: Set(user.id.clone()), location_id: Set(id.clone()) };
     let rows = user.details.location_ids.iter().map(row);
-    user_locations::Entity::insert_many(rows)
-        .exec_without_returning(tx)
-        .await
-        .map(drop)
-        .map_err(fault)
+    user_locations::Entity::insert_many(rows).exec_without_returning(tx).await.map(drop).map_err(fault)
 }
 
 async fn email_taken(tx: &DatabaseTransaction, user: &User) -> Result<bool, StoreError> {

@@ -46,23 +46,14 @@ impl World {
         let clock = Arc::new(SimulatedClock::new(now.parse().expect("an instant")));
         let keys = Recorder::start().await;
         let (channel, shutdown, task) = serve(&db, &clock, keys.port(), 1).await;
-        Self {
-            db,
-            clock,
-            keys,
-            channel,
-            shutdown,
-            task,
-            seed: 1,
-        }
+        Self { db, clock, keys, channel, shutdown, task, seed: 1 }
     }
 
     /// Ends the service as a crash would, and starts it anew on the same database.
     pub async fn crash_and_restart(&mut self) {
         self.task.abort();
         self.seed += 1;
-        let (channel, shutdown, task) =
-            serve(&self.db, &self.clock, self.keys.port(), self.seed).await;
+        let (channel, shutdown, task) = serve(&self.db, &self.clock, self.keys.port(), self.seed).await;
         (self.channel, self.shutdown, self.task) = (channel, shutdown, task);
     }
 
@@ -91,70 +82,29 @@ impl World {
     }
 
     pub async fn agency(&self, name: &str) -> v2::Agency {
-        let agency = v2::Agency {
-            name: name.to_owned(),
-            ..v2::Agency::default()
-        };
-        let request = v2::CreateAgencyRequest {
-            agency: Some(agency),
-            request_id: String::new(),
-        };
-        self.agencies()
-            .create_agency(request)
-            .await
-            .expect("an agency")
-            .into_inner()
+        let agency = v2::Agency { name: name.to_owned(), ..v2::Agency::default() };
+        let request = v2::CreateAgencyRequest { agency: Some(agency), request_id: String::new() };
+        self.agencies().create_agency(request).await.expect("an agency").into_inner()
     }
 
     pub async fn location(&self, agency_id: &str, name: &str) -> v2::Location {
         // Ids sort by the millisecond of their making.
         self.clock.advance(chrono::TimeDelta::milliseconds(1));
-        self.locations()
-            .create_location(new_location(agency_id, name, ""))
-            .await
-            .expect("a location")
-            .into_inner()
+        self.locations().create_location(new_location(agency_id, name, "")).await.expect("a location").into_inner()
     }
 
     pub async fn agency_admin(&self, agency_id: &str, email: &str) -> v2::User {
-        self.user(
-            agency_id,
-            email,
-            role(v2::RoleType::Agency, v2::RoleLevel::Admin),
-            &[],
-        )
-        .await
+        self.user(agency_id, email, role(v2::RoleType::Agency, v2::RoleLevel::Admin), &[]).await
     }
 
-    pub async fn location_admin(
-        &self,
-        agency_id: &str,
-        email: &str,
-        locations: &[&str],
-    ) -> v2::User {
-        self.user(
-            agency_id,
-            email,
-            role(v2::RoleType::Location, v2::RoleLevel::Admin),
-            locations,
-        )
-        .await
+    pub async fn location_admin(&self, agency_id: &str, email: &str, locations: &[&str]) -> v2::User {
+        self.user(agency_id, email, role(v2::RoleType::Location, v2::RoleLevel::Admin), locations).await
     }
 
-    pub async fn user(
-        &self,
-        agency_id: &str,
-        email: &str,
-        role: v2::Role,
-        locations: &[&str],
-    ) -> v2::User {
+    pub async fn user(&self, agency_id: &str, email: &str, role: v2::Role, locations: &[&str]) -> v2::User {
         self.clock.advance(chrono::TimeDelta::milliseconds(1));
         let request = new_user(agency_id, email, role, locations, "");
-        self.users()
-            .create_user(request)
-            .await
-            .expect("a user")
-            .into_inner()
+        self.users().create_user(request).await.expect("a user").into_inner()
     }
 
     /// Makes the admin's choice about the agency's security.
@@ -165,11 +115,7 @@ impl World {
             acknowledge_risk: !enabled,
             request_id: String::new(),
         };
-        self.agencies()
-            .update_security_settings(by(admin, request))
-            .await
-            .expect("a choice")
-            .into_inner()
+        self.agencies().update_security_settings(by(admin, request)).await.expect("a choice").into_inner()
     }
 }
 
@@ -179,15 +125,11 @@ async fn serve(
     key_service_port: u16,
     seed: u64,
 ) -> (Channel, CancellationToken, JoinHandle<anyhow::Result<()>>) {
-    let mut config: Config = service_kit::config::load_from(
-        location_service::config::DEFAULTS,
-        None,
-        std::iter::empty(),
-    )
-    .expect("valid defaults");
+    let mut config: Config =
+        service_kit::config::load_from(location_service::config::DEFAULTS, None, std::iter::empty())
+            .expect("valid defaults");
     config.database = db.config();
-    config.keyring.keyring =
-        SecretString::from(KeyRing::generate(&SeededEntropy::new(42)).to_string());
+    config.keyring.keyring = SecretString::from(KeyRing::generate(&SeededEntropy::new(42)).to_string());
     config.key_service.endpoint = format!("http://127.0.0.1:{key_service_port}");
     config.key_service.request_timeout_ms = 1_500;
     config.server.drain_notice_ms = 0;
@@ -195,15 +137,8 @@ async fn serve(
     let address = listener.local_addr().expect("an address");
     let shutdown = CancellationToken::new();
     let deps = service_kit::testing::deps(clock.clone(), seed);
-    let task = tokio::spawn(location_service::run(
-        config,
-        deps,
-        listener,
-        shutdown.clone(),
-    ));
-    let channel = Endpoint::from_shared(format!("http://{address}"))
-        .expect("an endpoint")
-        .connect_lazy();
+    let task = tokio::spawn(location_service::run(config, deps, listener, shutdown.clone()));
+    let channel = Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect_lazy();
     (channel, shutdown, task)
 }
 
@@ -215,26 +150,18 @@ pub fn by<T>(user: &v2::User, message: T) -> Request<T> {
 /// The request, made for an actor.
 pub fn act<T>(actor: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request
-        .metadata_mut()
-        .insert("x-keysweep-actor", actor.parse().expect("metadata"));
+    request.metadata_mut().insert("x-keysweep-actor", actor.parse().expect("metadata"));
     request
 }
 
 pub fn role(kind: v2::RoleType, level: v2::RoleLevel) -> v2::Role {
-    v2::Role {
-        r#type: kind.into(),
-        level: level.into(),
-    }
+    v2::Role { r#type: kind.into(), level: level.into() }
 }
 
 pub fn new_location(agency_id: &str, name: &str, request_id: &str) -> v2::CreateLocationRequest {
     v2::CreateLocationRequest {
         agency_id: agency_id.to_owned(),
-        location: Some(v2::Location {
-            name: name.to_owned(),
-            ..v2::Location::default()
-        }),
+        location: Some(v2::Location { name: name.to_owned(), ..v2::Location::default() }),
         request_id: request_id.to_owned(),
     }
 }
@@ -254,49 +181,27 @@ pub fn new_user(
         location_ids: locations.iter().map(|id| (*id).to_owned()).collect(),
         ..v2::User::default()
     };
-    v2::CreateUserRequest {
-        agency_id: agency_id.to_owned(),
-        user: Some(user),
-        request_id: request_id.to_owned(),
-    }
+    v2::CreateUserRequest { agency_id: agency_id.to_owned(), user: Some(user), request_id: request_id.to_owned() }
 }
 
 pub fn mask(paths: &[&str]) -> Option<prost_types::FieldMask> {
-    Some(prost_types::FieldMask {
-        paths: paths.iter().map(|path| (*path).to_owned()).collect(),
-    })
+    Some(prost_types::FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() })
 }
 
 pub fn reason(status: &Status) -> String {
-    status
-        .get_error_details()
-        .error_info()
-        .map(|info| info.reason.clone())
-        .unwrap_or_default()
+    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
 }
 
 /// The fields at fault, in order.
 pub fn fields(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
-    details
-        .bad_request()
-        .into_iter()
-        .flat_map(|bad| bad.field_violations.iter().map(|one| one.field.clone()))
-        .collect()
+    details.bad_request().into_iter().flat_map(|bad| bad.field_violations.iter().map(|one| one.field.clone())).collect()
 }
 
 /// Asserts a refusal's code and reason.
 #[track_caller]
-pub fn refused<T: std::fmt::Debug>(
-    result: Result<T, Status>,
-    code: Code,
-    expected: &str,
-) -> Status {
+pub fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, expected: &str) -> Status {
     let status = result.expect_err("must be refused");
-    assert_eq!(
-        (status.code(), reason(&status).as_str()),
-        (code, expected),
-        "{status:?}"
-    );
+    assert_eq!((status.code(), reason(&status).as_str()), (code, expected), "{status:?}");
     status
 }

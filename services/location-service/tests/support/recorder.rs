@@ -50,11 +50,7 @@ impl Recorder {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let recorder = Self {
-            state: Arc::default(),
-            address,
-            stop: Arc::default(),
-        };
+        let recorder = Self { state: Arc::default(), address, stop: Arc::default() };
         recorder.serve(listener);
         recorder
     }
@@ -62,8 +58,7 @@ impl Recorder {
     fn serve(&self, listener: TcpListener) {
         let stop = CancellationToken::new();
         *self.stop.lock().expect("lock") = stop.clone();
-        let server =
-            tonic::transport::Server::builder().add_service(KeyServiceServer::new(self.clone()));
+        let server = tonic::transport::Server::builder().add_service(KeyServiceServer::new(self.clone()));
         // Dropped when stopped: open connections break, as when the process dies.
         tokio::spawn(async move {
             tokio::select! {
@@ -107,11 +102,7 @@ impl Recorder {
 
     /// All secrets there are.
     pub fn secrets(&self) -> Vec<String> {
-        self.state()
-            .keys
-            .values()
-            .map(|(_, response)| response.secret.clone())
-            .collect()
+        self.state().keys.values().map(|(_, response)| response.secret.clone()).collect()
     }
 
     /// Loses the next answers.
@@ -125,11 +116,7 @@ impl Recorder {
     }
 
     fn unexpected<T>(&self, method: &'static str) -> Result<Response<T>, Status> {
-        self.state().seen.push(Seen {
-            method,
-            actor: String::new(),
-            request: GenerateApiKeyRequest::default(),
-        });
+        self.state().seen.push(Seen { method, actor: String::new(), request: GenerateApiKeyRequest::default() });
         Err(Status::unimplemented(method))
     }
 
@@ -139,20 +126,10 @@ impl Recorder {
         request: GenerateApiKeyRequest,
     ) -> (Answer, Result<GenerateApiKeyResponse, Status>) {
         let mut state = self.state();
-        state.seen.push(Seen {
-            method: "GenerateApiKey",
-            actor,
-            request: request.clone(),
-        });
+        state.seen.push(Seen { method: "GenerateApiKey", actor, request: request.clone() });
         if request.display_name.len() > 100 {
-            let faults = service_kit::violations::Violations::of(
-                "display_name",
-                "must be at most 100 characters",
-            );
-            return (
-                Answer::Sent,
-                Err(service_kit::status::invalid_fields(&faults)),
-            );
+            let faults = service_kit::violations::Violations::of("display_name", "must be at most 100 characters");
+            return (Answer::Sent, Err(service_kit::status::invalid_fields(&faults)));
         }
         let agency_id = match request.owner.clone().and_then(|owner| owner.account) {
             Some(owner::Account::AgencyId(id)) => id,
@@ -167,29 +144,17 @@ impl Recorder {
                 display_name: request.display_name.clone(),
                 display_prefix: "ksw_test".into(),
                 scopes: request.scopes.clone(),
-                create_time: Some(prost_types::Timestamp {
-                    seconds: 1_768_000_000,
-                    nanos: 0,
-                }),
+                create_time: Some(prost_types::Timestamp { seconds: 1_768_000_000, nanos: 0 }),
                 expire_time: request.expire_time,
                 ..ApiKey::default()
             };
-            GenerateApiKeyResponse {
-                api_key: Some(api_key),
-                secret: format!("ksw_test_canary_{number:08}_secret"),
-            }
+            GenerateApiKeyResponse { api_key: Some(api_key), secret: format!("ksw_test_canary_{number:08}_secret") }
         };
-        let entry = state
-            .keys
-            .entry((agency_id, request.request_id.clone()))
-            .or_insert_with(|| (request.clone(), fresh()));
+        let entry =
+            state.keys.entry((agency_id, request.request_id.clone())).or_insert_with(|| (request.clone(), fresh()));
         if entry.0 != request {
-            let reused = service_kit::status::StatusBuilder::new(
-                Code::AlreadyExists,
-                "REQUEST_ID_REUSED",
-                "reused",
-            )
-            .build();
+            let reused =
+                service_kit::status::StatusBuilder::new(Code::AlreadyExists, "REQUEST_ID_REUSED", "reused").build();
             return (Answer::Sent, Err(reused));
         }
         let response = entry.1.clone();
@@ -209,10 +174,7 @@ type Answered<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl KeyService for Recorder {
-    async fn generate_api_key(
-        &self,
-        request: Request<GenerateApiKeyRequest>,
-    ) -> Answered<GenerateApiKeyResponse> {
+    async fn generate_api_key(&self, request: Request<GenerateApiKeyRequest>) -> Answered<GenerateApiKeyResponse> {
         let actor = request
             .metadata()
             .get("x-keysweep-actor")
@@ -251,10 +213,7 @@ impl KeyService for Recorder {
         self.unexpected("RevealKey")
     }
 
-    async fn rotate_api_key(
-        &self,
-        _: Request<RotateApiKeyRequest>,
-    ) -> Answered<RotateApiKeyResponse> {
+    async fn rotate_api_key(&self, _: Request<RotateApiKeyRequest>) -> Answered<RotateApiKeyResponse> {
         self.unexpected("RotateApiKey")
     }
 
@@ -262,24 +221,15 @@ impl KeyService for Recorder {
         self.unexpected("RevokeApiKey")
     }
 
-    async fn import_api_keys(
-        &self,
-        _: Request<Streaming<ImportApiKeysRequest>>,
-    ) -> Answered<ImportApiKeysResponse> {
+    async fn import_api_keys(&self, _: Request<Streaming<ImportApiKeysRequest>>) -> Answered<ImportApiKeysResponse> {
         self.unexpected("ImportApiKeys")
     }
 
-    async fn list_audit_events(
-        &self,
-        _: Request<ListAuditEventsRequest>,
-    ) -> Answered<ListAuditEventsResponse> {
+    async fn list_audit_events(&self, _: Request<ListAuditEventsRequest>) -> Answered<ListAuditEventsResponse> {
         self.unexpected("ListAuditEvents")
     }
 
-    async fn verify_audit_chain(
-        &self,
-        _: Request<VerifyAuditChainRequest>,
-    ) -> Answered<VerifyAuditChainResponse> {
+    async fn verify_audit_chain(&self, _: Request<VerifyAuditChainRequest>) -> Answered<VerifyAuditChainResponse> {
         self.unexpected("VerifyAuditChain")
     }
 }
