@@ -102,6 +102,16 @@ async fn create_lots(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         )
         .await?;
     manager
+        .create_index(
+            Index::create()
+                .name("sweep_lots_held")
+                .table("sweep_lots")
+                .col("hold_reason")
+                .and_where(Expr::cust("state = 2"))
+                .to_owned(),
+        )
+        .await?;
+    manager
         .create_table(
             Table::create()
                 .table("sweep_receipts")

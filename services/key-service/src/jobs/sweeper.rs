@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use service_kit::jobs::{JobReport, Reconciler};
 
 use crate::app::sweep::Sweeper;
+use crate::domain::sweep::HoldReason;
 
 /// A second: within it a confirmed plan is published and a due lot begins to go. A look at nothing due is three small queries.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -40,6 +41,11 @@ impl Reconciler for SweeperJob {
         let tick = self.sweeper.tick(now).await?;
         metrics::counter!("keysweep_sweep_keys_deleted_total").increment(tick.keys_deleted);
         metrics::gauge!("keysweep_sweep_waits").set(u32::try_from(tick.waits.len()).unwrap_or(u32::MAX));
+        for reason in HoldReason::ALL {
+            let held: i64 = tick.lots_held.iter().filter(|(why, _)| *why == reason).map(|(_, lots)| lots).sum();
+            metrics::gauge!("keysweep_sweep_lots_held", "reason" => reason.as_str())
+                .set(u32::try_from(held).unwrap_or(u32::MAX));
+        }
         Ok(JobReport { work: tick.work(), detail: serde_json::to_value(&tick)? })
     }
 }

@@ -8,8 +8,8 @@ use thiserror::Error;
 
 use crate::app::StorageError;
 use crate::domain::sweep::{
-    Breaker, Entry, EntryState, KeyRange, Lot, LotBlock, LotCounts, LotState, Notice, Plan, PlanState, StoredEvent,
-    UsageWriter,
+    Breaker, Entry, EntryState, HoldReason, KeyRange, Lot, LotBlock, LotCounts, LotState, Notice, Plan, PlanState,
+    StoredEvent, UsageWriter,
 };
 
 /// Stores the uses that this process has recorded and not stored yet.
@@ -118,6 +118,8 @@ pub trait SweepJobs: Send + Sync {
     async fn delete_batch(&self, order: &BatchOrder, now: DateTime<Utc>) -> Result<BatchOutcome, StorageError>;
     /// Closes up to `limit` lots whose time has come and whose entries have all left; answers how many.
     async fn close_emptied(&self, limit: u32, now: DateTime<Utc>) -> Result<u64, StorageError>;
+    /// Held lots by reason; a reason without any is left out.
+    async fn held_lots(&self) -> Result<Vec<(HoldReason, i64)>, StorageError>;
     /// Completes a plan without open lots whose time has come. False: it was not to be completed.
     async fn complete_plan(&self, plan_id: &str, now: DateTime<Utc>) -> Result<bool, StorageError>;
 }

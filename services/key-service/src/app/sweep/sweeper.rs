@@ -11,7 +11,7 @@ use super::ports::{BatchOrder, BatchOutcome, PlanDraft, SweepStore, UsageFlush};
 use super::signal::EventSignal;
 use crate::app::StorageError;
 use crate::domain::sweep::schedule::{idle_since, last_delete_at, planning_closes_at};
-use crate::domain::sweep::{Plan, PlanState, SweepPolicy, UsageVerdict, UsageWriter, judge_usage};
+use crate::domain::sweep::{HoldReason, Plan, PlanState, SweepPolicy, UsageVerdict, UsageWriter, judge_usage};
 
 /// Lots handled by one query. Small enough for one transaction, large enough that a query is no cost.
 const PAGE: u32 = 100;
@@ -45,6 +45,8 @@ pub struct SweepTick {
     pub lots_executed: u64,
     /// Lots that wait for the next quarter.
     pub lots_deferred: u64,
+    /// Lots that are held, by reason, while a plan is open.
+    pub lots_held: Vec<(HoldReason, i64)>,
     /// What was due and could not be done, in words.
     pub waits: Vec<String>,
 }
@@ -126,6 +128,7 @@ impl Sweeper {
                 > 0
             {}
         }
+        tick.lots_held = self.store.held_lots().await?;
         for plan in open.iter().filter(|plan| plan.delete_at <= now) {
             tick.plans_completed += u64::from(repeat(|| self.store.complete_plan(&plan.plan_id, now)).await?);
         }

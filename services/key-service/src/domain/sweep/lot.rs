@@ -157,6 +157,19 @@ pub enum HoldReason {
 }
 
 impl HoldReason {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Operator, Self::NoAgencyAdmin, Self::AllAddressesRefused];
+
+    /// The reason as one word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "OPERATOR",
+            Self::NoAgencyAdmin => "NO_AGENCY_ADMIN",
+            Self::AllAddressesRefused => "ALL_ADDRESSES_REFUSED",
+        }
+    }
+
     /// The reason in words.
     #[must_use]
     pub fn words(self) -> &'static str {

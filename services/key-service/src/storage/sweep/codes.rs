@@ -57,7 +57,7 @@ impl Coded for LotState {
 
 impl Coded for HoldReason {
     const COLUMN: &'static str = "sweep_lots.hold_reason";
-    const VALUES: &'static [Self] = &[Self::Operator, Self::NoAgencyAdmin, Self::AllAddressesRefused];
+    const VALUES: &'static [Self] = &Self::ALL;
 
     fn code(self) -> i16 {
         match self {

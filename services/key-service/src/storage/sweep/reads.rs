@@ -15,7 +15,7 @@ use super::entities::{entries, lots, plans, receipts};
 use super::feed::last_sequence;
 use super::sql::{last_use, statement, without_parallel_workers};
 use crate::app::sweep::{AgencyTotal, EntryFilter, LotFilter, PlanFilter, PlanView, Preview, PreviewFilter};
-use crate::domain::sweep::{Entry, EntryState, Lot, LotCounts, Plan, PlanState, Receipt, UsageWriter};
+use crate::domain::sweep::{Entry, EntryState, HoldReason, Lot, LotCounts, Plan, PlanState, Receipt, UsageWriter};
 use crate::storage::StorageError;
 use crate::storage::entities::usage_writers;
 
@@ -86,6 +86,19 @@ pub(super) async fn lot(
 ) -> Result<Option<(Lot, LotCounts)>, StorageError> {
     let row = lots::Entity::find_by_id((plan_id.to_owned(), agency_id.to_owned())).one(db).await?;
     Ok(with_parts(db, plan_id, row.into_iter().collect()).await?.pop())
+}
+
+/// Held lots by reason.
+pub(super) async fn held_lots(db: &DatabaseConnection) -> Result<Vec<(HoldReason, i64)>, StorageError> {
+    // As the index of held lots has it.
+    let sql = "SELECT hold_reason, COUNT(*) AS lots FROM sweep_lots WHERE state = 2 GROUP BY hold_reason";
+    let mut held = Vec::new();
+    for row in db.query_all_raw(statement(db, sql, Vec::new())).await? {
+        let reason: Option<i16> = row.try_get("", "hold_reason")?;
+        let reason = reason.map_or(Ok(HoldReason::Operator), HoldReason::decode)?;
+        held.push((reason, row.try_get("", "lots")?));
+    }
+    Ok(held)
 }
 
 /// One page of a plan's lots by agency, and one row more.

@@ -11,7 +11,9 @@ use crate::app::sweep::{
     BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, LotFilter, NoticeResult, PlanDraft, PlanFilter,
     PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobs, SweepReads,
 };
-use crate::domain::sweep::{Entry, KeyRange, Lot, LotCounts, Notice, Plan, PlanState, StoredEvent, UsageWriter};
+use crate::domain::sweep::{
+    Entry, HoldReason, KeyRange, Lot, LotCounts, Notice, Plan, PlanState, StoredEvent, UsageWriter,
+};
 use crate::storage::StorageError;
 
 /// The sweep's part of the database.
@@ -89,6 +91,10 @@ impl SweepJobs for SqlSweepStore {
 
     async fn close_emptied(&self, limit: u32, now: DateTime<Utc>) -> Result<u64, StorageError> {
         closing::close_emptied(&self.db, limit, now).await
+    }
+
+    async fn held_lots(&self) -> Result<Vec<(HoldReason, i64)>, StorageError> {
+        reads::held_lots(&self.db).await
     }
 
     async fn complete_plan(&self, plan_id: &str, now: DateTime<Utc>) -> Result<bool, StorageError> {

@@ -131,7 +131,8 @@ both_databases! {
         house.deliver_through("agy_1", Stage::D1).await;
         let lot = house.lot("agy_1").await;
         assert_eq!((lot.lot.state, lot.lot.receipts.iter().count()), (LotState::Held, 3));
-        assert_eq!(house.tick_at(d()).await.work(), 0, "held");
+        let tick = house.tick_at(d()).await;
+        assert_eq!((tick.work(), tick.lots_held), (0, vec![(HoldReason::Operator, 1)]), "held");
         let view = house.service.release_lot(&plan_id, "agy_1", operator("they are ready")).await.unwrap();
         assert_eq!(view.lot.state, LotState::Open);
         assert_eq!(house.tick_at(d() + TICK).await.keys_deleted, 1);
