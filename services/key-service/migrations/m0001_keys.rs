@@ -14,7 +14,7 @@ impl MigrationName for Migration {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        create_api_keys(manager).await?;
+        Box::pin(create_api_keys(manager)).await?;
         create_audit(manager).await?;
         manager
             .create_table(
@@ -22,11 +22,7 @@ impl MigrationTrait for Migration {
                     .table("usage_writers")
                     .col(ColumnDef::new("replica_id").text().not_null().primary_key())
                     .col(ColumnDef::new("started_at").big_integer().not_null())
-                    .col(
-                        ColumnDef::new("flushed_through_at")
-                            .big_integer()
-                            .not_null(),
-                    )
+                    .col(ColumnDef::new("flushed_through_at").big_integer().not_null())
                     .col(ColumnDef::new("closed_at").big_integer())
                     .to_owned(),
             )
@@ -45,16 +41,8 @@ impl MigrationTrait for Migration {
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         service_kit::idempotency::drop_table(manager).await?;
-        for table in [
-            "keyring_check",
-            "usage_writers",
-            "audit_head",
-            "audit_events",
-            "api_keys",
-        ] {
-            manager
-                .drop_table(Table::drop().table(table).to_owned())
-                .await?;
+        for table in ["keyring_check", "usage_writers", "audit_head", "audit_events", "api_keys"] {
+            manager.drop_table(Table::drop().table(table).to_owned()).await?;
         }
         Ok(())
     }
@@ -92,24 +80,12 @@ async fn create_api_keys(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .await?;
     if manager.get_database_backend() == DbBackend::Postgres {
         // Room in every page, so that recording a use rewrites the row beside itself and touches no index.
-        manager
-            .get_connection()
-            .execute_unprepared("ALTER TABLE api_keys SET (fillfactor = 85)")
-            .await?;
+        manager.get_connection().execute_unprepared("ALTER TABLE api_keys SET (fillfactor = 85)").await?;
     }
     // No index holds last_used_at: it would make each recording of a use dearer, to speed up four scans a year.
     for mut index in [
-        Index::create()
-            .name("api_keys_selector")
-            .unique()
-            .col("selector")
-            .to_owned(),
-        Index::create()
-            .name("api_keys_owner")
-            .col("agency_id")
-            .col("location_id")
-            .col("id")
-            .to_owned(),
+        Index::create().name("api_keys_selector").unique().col("selector").to_owned(),
+        Index::create().name("api_keys_owner").col("agency_id").col("location_id").col("id").to_owned(),
         Index::create()
             .name("api_keys_external_reference")
             .unique()
@@ -124,9 +100,7 @@ async fn create_api_keys(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
             .and_where(Expr::cust("state = 1 AND revoke_at IS NOT NULL"))
             .to_owned(),
     ] {
-        manager
-            .create_index(index.table("api_keys").to_owned())
-            .await?;
+        manager.create_index(index.table("api_keys").to_owned()).await?;
     }
     Ok(())
 }
@@ -136,12 +110,7 @@ async fn create_audit(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .create_table(
             Table::create()
                 .table("audit_events")
-                .col(
-                    ColumnDef::new("sequence")
-                        .big_integer()
-                        .not_null()
-                        .primary_key(),
-                )
+                .col(ColumnDef::new("sequence").big_integer().not_null().primary_key())
                 .col(ColumnDef::new("occurred_at").big_integer().not_null())
                 .col(ColumnDef::new("actor").text().not_null())
                 .col(ColumnDef::new("action").text().not_null())
@@ -156,31 +125,16 @@ async fn create_audit(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         )
         .await?;
     for mut index in [
-        Index::create()
-            .name("audit_events_agency")
-            .col("agency_id")
-            .col("sequence")
-            .to_owned(),
-        Index::create()
-            .name("audit_events_key")
-            .col("key_id")
-            .col("sequence")
-            .to_owned(),
+        Index::create().name("audit_events_agency").col("agency_id").col("sequence").to_owned(),
+        Index::create().name("audit_events_key").col("key_id").col("sequence").to_owned(),
     ] {
-        manager
-            .create_index(index.table("audit_events").to_owned())
-            .await?;
+        manager.create_index(index.table("audit_events").to_owned()).await?;
     }
     manager
         .create_table(
             Table::create()
                 .table("audit_head")
-                .col(
-                    ColumnDef::new("id")
-                        .small_integer()
-                        .not_null()
-                        .primary_key(),
-                )
+                .col(ColumnDef::new("id").small_integer().not_null().primary_key())
                 .col(ColumnDef::new("sequence").big_integer().not_null())
                 .col(ColumnDef::new("hash").blob().not_null())
                 .to_owned(),

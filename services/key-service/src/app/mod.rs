@@ -1,6 +1,12 @@
 //! The use cases of key-service and the ports they need, without any word of gRPC or SQL.
 
+pub mod audit;
+mod caller;
 mod error;
+pub mod keys;
 pub mod sweep;
+pub mod upkeep;
+pub mod usage;
 
-pub use error::StorageError;
+pub use caller::Caller;
+pub use error::{KeyError, StorageError};

@@ -73,10 +73,7 @@ pub struct ChainHead {
 
 impl ChainHead {
     /// The head of a chain without events.
-    pub const EMPTY: Self = Self {
-        sequence: 0,
-        hash: GENESIS_HASH,
-    };
+    pub const EMPTY: Self = Self { sequence: 0, hash: GENESIS_HASH };
 
     /// Places `event` behind this head and moves the head to it.
     pub fn append(&mut self, event: NewAuditEvent) -> AuditEvent {
@@ -94,22 +91,15 @@ impl ChainHead {
             hash: GENESIS_HASH,
         };
         placed.hash = chain_hash(&self.hash, &placed);
-        *self = Self {
-            sequence: placed.sequence,
-            hash: placed.hash,
-        };
+        *self = Self { sequence: placed.sequence, hash: placed.hash };
         placed
     }
 
     /// Whether `event` follows this head; moves the head to it if so.
     pub fn follow(&mut self, event: &AuditEvent) -> bool {
-        let follows =
-            event.sequence == self.sequence + 1 && event.hash == chain_hash(&self.hash, event);
+        let follows = event.sequence == self.sequence + 1 && event.hash == chain_hash(&self.hash, event);
         if follows {
-            *self = Self {
-                sequence: event.sequence,
-                hash: event.hash,
-            };
+            *self = Self { sequence: event.sequence, hash: event.hash };
         }
         follows
     }
@@ -163,9 +153,7 @@ mod tests {
 
     fn chain(count: usize) -> Vec<AuditEvent> {
         let mut head = ChainHead::EMPTY;
-        (0..count)
-            .map(|number| head.append(event(&format!("key_{number}"), "because")))
-            .collect()
+        (0..count).map(|number| head.append(event(&format!("key_{number}"), "because"))).collect()
     }
 
     fn first_break(events: &[AuditEvent]) -> Option<usize> {
@@ -182,20 +170,14 @@ mod tests {
     fn text_cannot_move_between_fields() {
         let mut one = ChainHead::EMPTY;
         let mut other = ChainHead::EMPTY;
-        assert_ne!(
-            one.append(event("key_1", "23")).hash,
-            other.append(event("key_12", "3")).hash
-        );
+        assert_ne!(one.append(event("key_1", "23")).hash, other.append(event("key_12", "3")).hash);
     }
 
     #[test]
     fn the_encoding_does_not_change_between_releases() {
         let mut head = ChainHead::EMPTY;
         let hash = head.append(event("key_1", "because")).hash;
-        assert_eq!(
-            hex::encode(hash),
-            "160b1a6530e9083fd69b348f5f1f9095e0c6860c9a228cb8c974c4e176206cc4"
-        );
+        assert_eq!(hex::encode(hash), "160b1a6530e9083fd69b348f5f1f9095e0c6860c9a228cb8c974c4e176206cc4");
     }
 
     proptest! {

@@ -1,3 +1,10 @@
-//! Room.
+//! The contract's side: requests are read and checked whole, use cases called, answers and errors put into words.
 
+mod convert;
+mod import;
+mod keys;
+mod requests;
+mod status;
 pub mod sweep;
+
+pub use keys::KeyApi;

@@ -2,12 +2,10 @@
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
-#[expect(
-    elided_lifetimes_in_paths,
-    reason = "the trait of migrations elides them, and an implementation must do as it does"
-)]
 #[path = "../../migrations/m0001_keys.rs"]
 mod m0001_keys;
+#[path = "../../migrations/m0002_sweep.rs"]
+mod m0002_sweep;
 
 /// Brings a database to the schema of this version.
 #[derive(Debug)]
@@ -16,6 +14,6 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_keys::Migration)]
+        vec![Box::new(m0001_keys::Migration), Box::new(m0002_sweep::Migration)]
     }
 }

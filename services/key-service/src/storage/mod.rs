@@ -6,8 +6,16 @@
 pub mod audit;
 pub mod entities;
 mod error;
+mod import;
+pub mod keyring_check;
+mod keys;
 mod migrator;
+mod requests;
+mod rows;
 pub mod sweep;
+mod upkeep;
+mod usage;
 
 pub use error::StorageError;
+pub use keys::SqlStore;
 pub use migrator::Migrator;

@@ -29,10 +29,7 @@ impl Scopes {
             faults.push(field, format!("at most {MAX_SCOPES} scopes"));
         }
         for (place, scope) in scopes.iter().enumerate() {
-            if scope.is_empty()
-                || scope.len() > MAX_SCOPE_CHARS
-                || !scope.bytes().all(|byte| byte.is_ascii_graphic())
-            {
+            if scope.is_empty() || scope.len() > MAX_SCOPE_CHARS || !scope.bytes().all(|byte| byte.is_ascii_graphic()) {
                 faults.push(
                     format!("{field}[{place}]"),
                     format!("must be 1 to {MAX_SCOPE_CHARS} visible ASCII characters"),
@@ -56,10 +53,7 @@ impl Scopes {
 
     /// Whether every one of `required` is among them.
     pub fn cover(&self, required: &Self) -> bool {
-        required
-            .0
-            .iter()
-            .all(|scope| self.0.binary_search(scope).is_ok())
+        required.0.iter().all(|scope| self.0.binary_search(scope).is_ok())
     }
 }
 
@@ -98,27 +92,18 @@ impl Networks {
     /// Whether a request from `source` may use the key. An unknown source may where every one may.
     pub fn admit(&self, source: Option<IpAddr>) -> bool {
         // An IPv4 client of a dual-stack server shows up as ::ffff:a.b.c.d.
-        self.0.is_empty()
-            || source.is_some_and(|ip| {
-                self.0
-                    .iter()
-                    .any(|network| network.contains(&ip.to_canonical()))
-            })
+        self.0.is_empty() || source.is_some_and(|ip| self.0.iter().any(|network| network.contains(&ip.to_canonical())))
     }
 }
 
 fn parse_network(cidr: &str) -> Result<IpNet, String> {
-    let network: IpNet = cidr
-        .parse()
-        .map_err(|_| "must be a network in CIDR notation, such as 192.0.2.0/24".to_owned())?;
+    let network: IpNet =
+        cidr.parse().map_err(|_| "must be a network in CIDR notation, such as 192.0.2.0/24".to_owned())?;
     if matches!(network, IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some()) {
         return Err("must be written as an IPv4 network".to_owned());
     }
     if network.trunc() != network {
-        return Err(format!(
-            "has bits set behind its prefix; the network is {}",
-            network.trunc()
-        ));
+        return Err(format!("has bits set behind its prefix; the network is {}", network.trunc()));
     }
     Ok(network)
 }
@@ -172,13 +157,7 @@ impl RawKeySpec {
         check_display_name(&self.display_name, "display_name", faults);
         let scopes = Scopes::parse(self.scopes, "scopes", faults);
         let networks = Networks::parse(&self.allowed_cidrs, "allowed_cidrs", faults);
-        Some(KeySpec {
-            owner: owner?,
-            display_name: self.display_name,
-            scopes,
-            networks,
-            expires_at: self.expires_at,
-        })
+        Some(KeySpec { owner: owner?, display_name: self.display_name, scopes, networks, expires_at: self.expires_at })
     }
 }
 
@@ -191,28 +170,12 @@ pub fn parse_owner(owner: RawOwner, field: &str, faults: &mut Violations) -> Opt
         }
         RawOwner::Agency(agency_id) => {
             let sound = check_id("agy_", &agency_id, &format!("{field}.agency_id"), faults);
-            sound.then_some(Owner {
-                agency_id,
-                location_id: None,
-            })
+            sound.then_some(Owner { agency_id, location_id: None })
         }
         RawOwner::Location(agency_id, location_id) => {
-            let agency = check_id(
-                "agy_",
-                &agency_id,
-                &format!("{field}.location.agency_id"),
-                faults,
-            );
-            let location = check_id(
-                "loc_",
-                &location_id,
-                &format!("{field}.location.location_id"),
-                faults,
-            );
-            (agency && location).then_some(Owner {
-                agency_id,
-                location_id: Some(location_id),
-            })
+            let agency = check_id("agy_", &agency_id, &format!("{field}.location.agency_id"), faults);
+            let location = check_id("loc_", &location_id, &format!("{field}.location.location_id"), faults);
+            (agency && location).then_some(Owner { agency_id, location_id: Some(location_id) })
         }
     }
 }
@@ -221,21 +184,13 @@ pub fn parse_owner(owner: RawOwner, field: &str, faults: &mut Violations) -> Opt
 fn check_id(prefix: &str, id: &str, field: &str, faults: &mut Violations) -> bool {
     let sound = id.len() <= MAX_ID_CHARS
         && id.strip_prefix(prefix).is_some_and(|rest| {
-            !rest.is_empty()
-                && rest
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         });
     if id.is_empty() {
         faults.push(field, "is required");
     } else if !sound {
-        faults.push(
-            field,
-            format!(
-                "must be {prefix} and up to {} letters, digits, - or _",
-                MAX_ID_CHARS - prefix.len()
-            ),
-        );
+        faults
+            .push(field, format!("must be {prefix} and up to {} letters, digits, - or _", MAX_ID_CHARS - prefix.len()));
     }
     sound
 }
@@ -246,12 +201,7 @@ pub fn check_display_name(name: &str, field: &str, faults: &mut Violations) {
 }
 
 /// A key must be usable when it is made: its expiry lies after `now`.
-pub fn check_expiry(
-    expires_at: Option<DateTime<Utc>>,
-    now: DateTime<Utc>,
-    field: &str,
-    faults: &mut Violations,
-) {
+pub fn check_expiry(expires_at: Option<DateTime<Utc>>, now: DateTime<Utc>, field: &str, faults: &mut Violations) {
     if expires_at.is_some_and(|expires_at| expires_at <= now) {
         faults.push(field, "must lie in the future");
     }
@@ -323,12 +273,7 @@ mod tests {
         let now = DateTime::UNIX_EPOCH;
         for (offset, faults_expected) in [(-1, 1), (0, 1), (1, 0)] {
             let mut faults = Violations::default();
-            check_expiry(
-                Some(now + TimeDelta::microseconds(offset)),
-                now,
-                "expire_time",
-                &mut faults,
-            );
+            check_expiry(Some(now + TimeDelta::microseconds(offset)), now, "expire_time", &mut faults);
             assert_eq!(faults.iter().count(), faults_expected, "{offset} µs");
         }
     }
@@ -337,11 +282,7 @@ mod tests {
     fn networks_admit_their_own() {
         let mut faults = Violations::default();
         let networks = Networks::parse(
-            &[
-                "192.0.2.0/24".into(),
-                "2001:db8::/32".into(),
-                "198.51.100.7/32".into(),
-            ],
+            &["192.0.2.0/24".into(), "2001:db8::/32".into(), "198.51.100.7/32".into()],
             "n",
             &mut faults,
         );

@@ -7,9 +7,7 @@ use service_kit::time::to_micros;
 use service_kit::violations::Violations;
 use sha2::{Digest, Sha256};
 
-use super::{
-    Owner, RawOwner, Scopes, Secret, SecretDigest, SecretShape, check_display_name, parse_owner,
-};
+use super::{Owner, RawOwner, Scopes, Secret, SecretDigest, SecretShape, check_display_name, parse_owner};
 
 /// Shorter secrets can be guessed.
 const MIN_SECRET_CHARS: usize = 16;
@@ -129,25 +127,19 @@ impl RawImportRow {
         let created_at = self.created_at.check("create_time", &mut faults);
         let last_used_at = self.last_used_at.check("last_use_time", &mut faults);
         check_order(created_at, last_used_at, now, &mut faults);
-        faults.check_required_text(
-            "external_reference",
-            &self.external_reference,
-            MAX_REFERENCE_CHARS,
-        );
+        faults.check_required_text("external_reference", &self.external_reference, MAX_REFERENCE_CHARS);
         check_display_name(&self.display_name, "display_name", &mut faults);
         let scopes = Scopes::parse(self.scopes, "scopes", &mut faults);
         match (owner, credential, created_at) {
-            (Some(owner), Some(credential), Some(created_at)) if faults.is_empty() => {
-                Ok(ImportRow {
-                    owner,
-                    credential,
-                    created_at,
-                    last_used_at,
-                    external_reference: self.external_reference,
-                    display_name: self.display_name,
-                    scopes,
-                })
-            }
+            (Some(owner), Some(credential), Some(created_at)) if faults.is_empty() => Ok(ImportRow {
+                owner,
+                credential,
+                created_at,
+                last_used_at,
+                external_reference: self.external_reference,
+                display_name: self.display_name,
+                scopes,
+            }),
             _ => Err(faults),
         }
     }
@@ -166,12 +158,13 @@ fn check_credential(credential: RawCredential, faults: &mut Violations) -> Optio
             {
                 faults.push(
                     "secret",
-                    format!(
-                        "must be {MIN_SECRET_CHARS} to {MAX_SECRET_CHARS} visible ASCII characters"
-                    ),
+                    format!("must be {MIN_SECRET_CHARS} to {MAX_SECRET_CHARS} visible ASCII characters"),
                 );
             } else if secret.shape() == SecretShape::Malformed {
-                faults.push("secret", "has the prefix of keysweep's own secrets but not their form, so it could never verify");
+                faults.push(
+                    "secret",
+                    "has the prefix of keysweep's own secrets but not their form, so it could never verify",
+                );
             }
             Some(Credential::Secret(secret))
         }
@@ -281,36 +274,23 @@ mod tests {
         ];
         assert_eq!(faults(row), expected);
         assert_eq!(
-            faults(RawImportRow {
-                created_at: RawTime::Unset,
-                ..row_without_credential()
-            }),
+            faults(RawImportRow { created_at: RawTime::Unset, ..row_without_credential() }),
             ["credential", "create_time"]
         );
     }
 
     fn row_without_credential() -> RawImportRow {
-        RawImportRow {
-            credential: RawCredential::Missing,
-            ..row()
-        }
+        RawImportRow { credential: RawCredential::Missing, ..row() }
     }
 
     #[test]
     fn instants_are_bounded_to_the_microsecond() {
         let micro = TimeDelta::microseconds(1);
         let check = |created, used| {
-            faults(RawImportRow {
-                created_at: RawTime::At(created),
-                last_used_at: RawTime::At(used),
-                ..row()
-            })
+            faults(RawImportRow { created_at: RawTime::At(created), last_used_at: RawTime::At(used), ..row() })
         };
         assert_eq!(check(now(), now()), Vec::<String>::new());
-        assert_eq!(
-            check(now() + micro, now() + micro),
-            ["create_time", "last_use_time"]
-        );
+        assert_eq!(check(now() + micro, now() + micro), ["create_time", "last_use_time"]);
         assert_eq!(check(now(), now() - micro), ["last_use_time"]);
     }
 
@@ -324,10 +304,7 @@ mod tests {
             ("ksw_agy_and-then-something-else".into(), false),
             ("has a blank in the middle".into(), false),
         ] {
-            let row = RawImportRow {
-                credential: RawCredential::Secret(Secret::new(secret.as_str())),
-                ..row()
-            };
+            let row = RawImportRow { credential: RawCredential::Secret(Secret::new(secret.as_str())), ..row() };
             assert_eq!(faults(row).is_empty(), sound, "{secret}");
         }
     }
@@ -336,34 +313,13 @@ mod tests {
     fn the_fingerprint_tells_changed_rows_apart() {
         let print = |row: RawImportRow| row.check(now()).unwrap().fingerprint();
         let same = print(row());
-        assert_eq!(
-            same,
-            print(RawImportRow {
-                credential: RawCredential::Digest(vec![1; 32]),
-                ..row()
-            })
-        );
+        assert_eq!(same, print(RawImportRow { credential: RawCredential::Digest(vec![1; 32]), ..row() }));
         for changed in [
-            RawImportRow {
-                owner: RawOwner::Location("agy_1".into(), "loc_1".into()),
-                ..row()
-            },
-            RawImportRow {
-                display_name: "x".into(),
-                ..row()
-            },
-            RawImportRow {
-                scopes: vec!["x".into()],
-                ..row()
-            },
-            RawImportRow {
-                created_at: RawTime::At(now()),
-                ..row()
-            },
-            RawImportRow {
-                last_used_at: RawTime::At(now()),
-                ..row()
-            },
+            RawImportRow { owner: RawOwner::Location("agy_1".into(), "loc_1".into()), ..row() },
+            RawImportRow { display_name: "x".into(), ..row() },
+            RawImportRow { scopes: vec!["x".into()], ..row() },
+            RawImportRow { created_at: RawTime::At(now()), ..row() },
+            RawImportRow { last_used_at: RawTime::At(now()), ..row() },
         ] {
             assert_ne!(same, print(changed));
         }

@@ -7,9 +7,7 @@ mod rotation;
 mod secret;
 mod verify;
 
-pub use fields::{
-    KeySpec, Networks, RawKeySpec, RawOwner, Scopes, check_display_name, check_expiry, parse_owner,
-};
+pub use fields::{KeySpec, Networks, RawKeySpec, RawOwner, Scopes, check_display_name, check_expiry, parse_owner};
 pub use import::{Credential, ImportRow, RawCredential, RawImportRow, RawTime};
 pub use model::{ApiKey, ApiKeyState, Owner, PendingDeletion};
 pub use rotation::{MAX_OVERLAP, Overlap, RotationRefusal, rotate};

@@ -22,6 +22,9 @@ pub enum RotationRefusal {
 pub struct Overlap(TimeDelta);
 
 impl Overlap {
+    /// The old secret ends at once.
+    pub const NONE: Self = Self(TimeDelta::zero());
+
     /// Checks an overlap; faults go to `faults` under `field`.
     pub fn parse(overlap: TimeDelta, field: &str, faults: &mut Violations) -> Self {
         if overlap < TimeDelta::zero() || overlap > MAX_OVERLAP {
@@ -42,22 +45,14 @@ impl Overlap {
 }
 
 /// When the secret of `key`, rotated at `now`, ends.
-pub fn rotate(
-    key: &ApiKey,
-    overlap: Overlap,
-    now: DateTime<Utc>,
-) -> Result<DateTime<Utc>, RotationRefusal> {
-    if let (Some(successor), ApiKeyState::Active | ApiKeyState::Revoked) =
-        (&key.successor_id, key.state)
-    {
+pub fn rotate(key: &ApiKey, overlap: Overlap, now: DateTime<Utc>) -> Result<DateTime<Utc>, RotationRefusal> {
+    if let (Some(successor), ApiKeyState::Active | ApiKeyState::Revoked) = (&key.successor_id, key.state) {
         return Err(RotationRefusal::AlreadyRotated(successor.clone()));
     }
     match key.state_at(now) {
         ApiKeyState::Active if key.is_expired_at(now) => Err(RotationRefusal::NotActive("EXPIRED")),
         ApiKeyState::Active => Ok(now + TimeDelta::microseconds(overlap.micros())),
-        ended @ (ApiKeyState::Revoked | ApiKeyState::Deleted) => {
-            Err(RotationRefusal::NotActive(ended.as_str()))
-        }
+        ended @ (ApiKeyState::Revoked | ApiKeyState::Deleted) => Err(RotationRefusal::NotActive(ended.as_str())),
     }
 }
 
@@ -73,10 +68,7 @@ mod tests {
     fn key() -> ApiKey {
         ApiKey {
             key_id: "key_1".into(),
-            owner: Owner {
-                agency_id: "agy_1".into(),
-                location_id: None,
-            },
+            owner: Owner { agency_id: "agy_1".into(), location_id: None },
             display_name: String::new(),
             display_prefix: String::new(),
             state: ApiKeyState::Active,
@@ -98,21 +90,12 @@ mod tests {
     #[test]
     fn an_overlap_lies_between_zero_and_seven_days() {
         let week = 7 * 86_400_000_000;
-        for (micros, sound) in [
-            (-1, false),
-            (0, true),
-            (1, true),
-            (week, true),
-            (week + 1, false),
-        ] {
+        for (micros, sound) in [(-1, false), (0, true), (1, true), (week, true), (week + 1, false)] {
             let mut faults = Violations::default();
             let overlap = Overlap::parse(TimeDelta::microseconds(micros), "overlap", &mut faults);
             assert_eq!(faults.is_empty(), sound, "{micros} µs");
             if sound {
-                assert_eq!(
-                    rotate(&key(), overlap, now()),
-                    Ok(now() + TimeDelta::microseconds(micros))
-                );
+                assert_eq!(rotate(&key(), overlap, now()), Ok(now() + TimeDelta::microseconds(micros)));
             }
         }
     }
@@ -122,35 +105,11 @@ mod tests {
         let overlap = Overlap(TimeDelta::zero());
         let refusal = |key: ApiKey| rotate(&key, overlap, now()).unwrap_err();
         let ended = |state| refusal(ApiKey { state, ..key() });
-        assert_eq!(
-            ended(ApiKeyState::Revoked),
-            RotationRefusal::NotActive("REVOKED")
-        );
-        assert_eq!(
-            ended(ApiKeyState::Deleted),
-            RotationRefusal::NotActive("DELETED")
-        );
-        assert_eq!(
-            refusal(ApiKey {
-                expires_at: Some(now()),
-                ..key()
-            }),
-            RotationRefusal::NotActive("EXPIRED")
-        );
-        assert_eq!(
-            refusal(ApiKey {
-                revoke_at: Some(now()),
-                ..key()
-            }),
-            RotationRefusal::NotActive("REVOKED")
-        );
-        let rotated = ApiKey {
-            successor_id: Some("key_2".into()),
-            ..key()
-        };
-        assert_eq!(
-            refusal(rotated),
-            RotationRefusal::AlreadyRotated("key_2".into())
-        );
+        assert_eq!(ended(ApiKeyState::Revoked), RotationRefusal::NotActive("REVOKED"));
+        assert_eq!(ended(ApiKeyState::Deleted), RotationRefusal::NotActive("DELETED"));
+        assert_eq!(refusal(ApiKey { expires_at: Some(now()), ..key() }), RotationRefusal::NotActive("EXPIRED"));
+        assert_eq!(refusal(ApiKey { revoke_at: Some(now()), ..key() }), RotationRefusal::NotActive("REVOKED"));
+        let rotated = ApiKey { successor_id: Some("key_2".into()), ..key() };
+        assert_eq!(refusal(rotated), RotationRefusal::AlreadyRotated("key_2".into()));
     }
 }

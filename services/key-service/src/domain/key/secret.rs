@@ -72,10 +72,7 @@ impl SecretDigest {
 
     /// A digest that somebody else has made; `None`: not 32 bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        bytes
-            .try_into()
-            .ok()
-            .map(|bytes| Self(Zeroizing::new(bytes)))
+        bytes.try_into().ok().map(|bytes| Self(Zeroizing::new(bytes)))
     }
 
     /// The digest's bytes.
@@ -113,11 +110,7 @@ impl Secret {
 
     /// A new secret for a key of `owner`.
     pub fn generate(owner: &Owner, entropy: &dyn Entropy) -> Self {
-        let prefix = if owner.location_id.is_some() {
-            LOCATION_PREFIX
-        } else {
-            AGENCY_PREFIX
-        };
+        let prefix = if owner.location_id.is_some() { LOCATION_PREFIX } else { AGENCY_PREFIX };
         // The exact size from the start: growing would leave a copy behind in freed memory.
         let mut secret = Zeroizing::new(String::with_capacity(SECRET_CHARS));
         secret.push_str(prefix);
@@ -169,9 +162,7 @@ impl fmt::Debug for Secret {
 pub fn imported_prefix(secret: &Secret) -> String {
     match secret.shape() {
         SecretShape::Own => secret.display_prefix(),
-        SecretShape::Foreign | SecretShape::Malformed
-            if secret.0.chars().count() >= IMPORTED_DISPLAY_MIN_CHARS =>
-        {
+        SecretShape::Foreign | SecretShape::Malformed if secret.0.chars().count() >= IMPORTED_DISPLAY_MIN_CHARS => {
             secret.0.chars().take(IMPORTED_DISPLAY_CHARS).collect()
         }
         SecretShape::Foreign | SecretShape::Malformed => String::new(),
@@ -180,10 +171,7 @@ pub fn imported_prefix(secret: &Secret) -> String {
 
 fn shape(secret: &str) -> SecretShape {
     let bytes = secret.as_bytes();
-    if bytes.is_empty()
-        || bytes.len() > MAX_PRESENTED_BYTES
-        || !bytes.iter().all(u8::is_ascii_graphic)
-    {
+    if bytes.is_empty() || bytes.len() > MAX_PRESENTED_BYTES || !bytes.iter().all(u8::is_ascii_graphic) {
         return SecretShape::Malformed;
     }
     if !(secret.starts_with(AGENCY_PREFIX) || secret.starts_with(LOCATION_PREFIX)) {
@@ -191,15 +179,9 @@ fn shape(secret: &str) -> SecretShape {
     }
     let body = bytes.len().saturating_sub(CHECKSUM_CHARS);
     let own = bytes.len() == SECRET_CHARS
-        && bytes[AGENCY_PREFIX.len()..]
-            .iter()
-            .all(u8::is_ascii_alphanumeric)
+        && bytes[AGENCY_PREFIX.len()..].iter().all(u8::is_ascii_alphanumeric)
         && bytes[body..] == checksum(&bytes[..body]);
-    if own {
-        SecretShape::Own
-    } else {
-        SecretShape::Malformed
-    }
+    if own { SecretShape::Own } else { SecretShape::Malformed }
 }
 
 fn checksum(body: &[u8]) -> [u8; CHECKSUM_CHARS] {
@@ -220,10 +202,7 @@ mod tests {
     use super::*;
 
     fn owner(location: bool) -> Owner {
-        Owner {
-            agency_id: "agy_1".into(),
-            location_id: location.then(|| "loc_1".into()),
-        }
+        Owner { agency_id: "agy_1".into(), location_id: location.then(|| "loc_1".into()) }
     }
 
     #[test]
@@ -231,14 +210,9 @@ mod tests {
         let entropy = SeededEntropy::new(1);
         let agency = Secret::generate(&owner(false), &entropy);
         let location = Secret::generate(&owner(true), &entropy);
-        assert!(
-            agency.expose().starts_with("ksw_agy_") && location.expose().starts_with("ksw_loc_")
-        );
+        assert!(agency.expose().starts_with("ksw_agy_") && location.expose().starts_with("ksw_loc_"));
         assert_eq!(agency.expose().len(), 54);
-        assert_eq!(
-            format!("{agency:?} {:?}", agency.digest()),
-            "Secret(..) SecretDigest(..)"
-        );
+        assert_eq!(format!("{agency:?} {:?}", agency.digest()), "Secret(..) SecretDigest(..)");
         assert_eq!(agency.display_prefix(), agency.expose()[..12]);
     }
 
@@ -247,19 +221,13 @@ mod tests {
         let entropy = SeededEntropy::new(2);
         let mut counts = std::collections::HashMap::new();
         for _ in 0..2_000 {
-            for byte in &Secret::generate(&owner(false), &entropy)
-                .expose()
-                .as_bytes()[8..48]
-            {
+            for byte in &Secret::generate(&owner(false), &entropy).expose().as_bytes()[8..48] {
                 *counts.entry(*byte).or_insert(0_u32) += 1;
             }
         }
         // 80,000 draws: 1,290 each, standard deviation 36.
         assert_eq!(counts.len(), 62);
-        assert!(
-            counts.values().all(|count| (1_100..1_480).contains(count)),
-            "{counts:?}"
-        );
+        assert!(counts.values().all(|count| (1_100..1_480).contains(count)), "{counts:?}");
     }
 
     #[test]
@@ -284,10 +252,7 @@ mod tests {
     #[test]
     fn imported_secrets_show_little() {
         assert_eq!(imported_prefix(&Secret::new("a".repeat(19))), "");
-        assert_eq!(
-            imported_prefix(&Secret::new("abcdefghijklmnopqrst")),
-            "abcd"
-        );
+        assert_eq!(imported_prefix(&Secret::new("abcdefghijklmnopqrst")), "abcd");
     }
 
     proptest! {

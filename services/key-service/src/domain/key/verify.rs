@@ -73,10 +73,7 @@ pub struct StoredKey {
 
 impl std::fmt::Debug for StoredKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StoredKey")
-            .field("key_id", &self.key_id)
-            .field("state", &self.state)
-            .finish_non_exhaustive()
+        f.debug_struct("StoredKey").field("key_id", &self.key_id).field("state", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -93,21 +90,13 @@ pub struct Presented {
 ///
 /// The selector of a tombstone is 128 bits of the keyed hash and enough to tell what became of it; a living key is
 /// compared whole, in constant time.
-pub fn decide(
-    key: &StoredKey,
-    hash: &Hash,
-    presented: &Presented,
-    now: DateTime<Utc>,
-) -> VerifyCode {
+pub fn decide(key: &StoredKey, hash: &Hash, presented: &Presented, now: DateTime<Utc>) -> VerifyCode {
     match key.state {
         ApiKeyState::Deleted => return VerifyCode::DeletedBySweep,
         ApiKeyState::Revoked => return VerifyCode::Revoked,
         ApiKeyState::Active => {}
     }
-    let same = key
-        .secret_hash
-        .as_ref()
-        .is_some_and(|stored| bool::from(stored.ct_eq(hash)));
+    let same = key.secret_hash.as_ref().is_some_and(|stored| bool::from(stored.ct_eq(hash)));
     if !same {
         VerifyCode::NotFound
     } else if key.revoke_at.is_some_and(|revoke_at| revoke_at <= now) {
@@ -139,10 +128,7 @@ mod tests {
     fn key() -> StoredKey {
         StoredKey {
             key_id: "key_1".into(),
-            owner: Owner {
-                agency_id: "agy_1".into(),
-                location_id: None,
-            },
+            owner: Owner { agency_id: "agy_1".into(), location_id: None },
             state: ApiKeyState::Active,
             secret_hash: Some(HASH),
             scopes: Scopes::from_stored(vec!["read".into()]),
@@ -167,37 +153,16 @@ mod tests {
             (1, VerifyCode::Valid, VerifyCode::Valid),
         ] {
             let at = Some(now() + TimeDelta::microseconds(offset));
-            assert_eq!(
-                code(&StoredKey {
-                    expires_at: at,
-                    ..key()
-                }),
-                expired,
-                "expiry {offset} µs"
-            );
-            assert_eq!(
-                code(&StoredKey {
-                    revoke_at: at,
-                    ..key()
-                }),
-                revoked,
-                "overlap {offset} µs"
-            );
+            assert_eq!(code(&StoredKey { expires_at: at, ..key() }), expired, "expiry {offset} µs");
+            assert_eq!(code(&StoredKey { revoke_at: at, ..key() }), revoked, "overlap {offset} µs");
         }
     }
 
     #[test]
     fn ended_keys_say_how_they_ended_without_their_hash() {
-        let tombstone = |state| StoredKey {
-            state,
-            secret_hash: None,
-            ..key()
-        };
+        let tombstone = |state| StoredKey { state, secret_hash: None, ..key() };
         assert_eq!(code(&tombstone(ApiKeyState::Revoked)), VerifyCode::Revoked);
-        assert_eq!(
-            code(&tombstone(ApiKeyState::Deleted)),
-            VerifyCode::DeletedBySweep
-        );
+        assert_eq!(code(&tombstone(ApiKeyState::Deleted)), VerifyCode::DeletedBySweep);
         assert_eq!(code(&tombstone(ApiKeyState::Active)), VerifyCode::NotFound);
     }
 
@@ -206,10 +171,7 @@ mod tests {
         for bit in 0..256 {
             let mut other = HASH;
             other[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(
-                decide(&key(), &other, &Presented::default(), now()),
-                VerifyCode::NotFound
-            );
+            assert_eq!(decide(&key(), &other, &Presented::default(), now()), VerifyCode::NotFound);
         }
     }
 
@@ -219,23 +181,11 @@ mod tests {
         let networks = Networks::parse(&["192.0.2.0/24".into()], "n", &mut faults);
         let key = StoredKey { networks, ..key() };
         let ask = |ip: &str, scopes: &[&str]| {
-            let required_scopes =
-                Scopes::from_stored(scopes.iter().map(|scope| (*scope).to_owned()).collect());
-            decide(
-                &key,
-                &HASH,
-                &Presented {
-                    required_scopes,
-                    source_ip: ip.parse().ok(),
-                },
-                now(),
-            )
+            let required_scopes = Scopes::from_stored(scopes.iter().map(|scope| (*scope).to_owned()).collect());
+            decide(&key, &HASH, &Presented { required_scopes, source_ip: ip.parse().ok() }, now())
         };
         assert_eq!(ask("192.0.2.1", &["read"]), VerifyCode::Valid);
-        assert_eq!(
-            ask("192.0.2.1", &["read", "write"]),
-            VerifyCode::InsufficientScope
-        );
+        assert_eq!(ask("192.0.2.1", &["read", "write"]), VerifyCode::InsufficientScope);
         assert_eq!(ask("192.0.3.1", &["read"]), VerifyCode::IpNotAllowed);
         assert_eq!(ask("", &[]), VerifyCode::IpNotAllowed);
     }

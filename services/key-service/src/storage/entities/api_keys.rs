@@ -62,9 +62,6 @@ impl ActiveModelBehavior for ActiveModel {}
 impl std::fmt::Debug for Model {
     /// Leaves out what could help to find the secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("api_keys::Model")
-            .field("id", &self.id)
-            .field("state", &self.state)
-            .finish_non_exhaustive()
+        f.debug_struct("api_keys::Model").field("id", &self.id).field("state", &self.state).finish_non_exhaustive()
     }
 }

@@ -1,0 +1,216 @@
+//! Settings. `config.default.toml` documents each.
+
+use std::num::NonZeroU32;
+
+use chrono::TimeDelta;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use service_kit::cli::CommonConfig;
+use service_kit::config::{Faults, Validate, load_from};
+use service_kit::db::DatabaseConfig;
+use service_kit::keyring::KeyRingConfig;
+use service_kit::server::ServerConfig;
+use service_kit::telemetry::{LogConfig, MetricsConfig};
+
+use crate::app::keys::KeySettings;
+use crate::domain::sweep::{Breaker, Cadence, SweepPolicy};
+
+/// The built-in settings, naming every one.
+pub const DEFAULTS: &str = include_str!("../config.default.toml");
+
+/// Longer, and a key could be planned while a use of it waits in memory.
+const MAX_SLACK_MS: u64 = 86_400_000;
+
+/// All settings of key-service.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where it listens.
+    pub server: ServerConfig,
+    /// Where its data is.
+    pub database: DatabaseConfig,
+    /// Where its peppers and master keys are.
+    pub keyring: KeyRingConfig,
+    /// What is kept of keys.
+    pub keys: KeysConfig,
+    /// How often secrets are shown.
+    pub reveal: RevealConfig,
+    /// How uses are recorded.
+    pub usage: UsageConfig,
+    /// How the sweep goes.
+    pub sweep: SweepConfig,
+    /// How it logs.
+    pub log: LogConfig,
+    /// Where it shows metrics.
+    pub metrics: MetricsConfig,
+}
+
+/// What is kept of keys.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeysConfig {
+    /// Whether secrets are kept sealed.
+    pub recoverable: bool,
+}
+
+/// How often secrets are shown.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevealConfig {
+    /// Secrets that one actor is shown a minute.
+    pub per_minute: NonZeroU32,
+}
+
+/// How uses are recorded.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageConfig {
+    /// A use waits in memory only while the stored one is younger than this.
+    pub recording_slack_ms: u64,
+    /// Keys whose uses wait in memory.
+    pub buffer_max_keys: usize,
+}
+
+/// How the sweep goes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SweepConfig {
+    /// Day of the first month of each quarter.
+    pub day: u32,
+    /// Hour of that day, UTC.
+    pub hour: u32,
+    /// Hours before its mark in which the notices of a stage go out.
+    pub stage_window_hours: u32,
+    /// Percent of all active keys above which a plan waits for an operator.
+    pub breaker_max_percent: u32,
+    /// Keys above which it does.
+    pub breaker_max_keys: u64,
+    /// Keys deleted by one transaction.
+    pub delete_batch: u32,
+}
+
+impl Config {
+    /// The built-in settings, for a service inside another process: neither file nor environment is read.
+    ///
+    /// # Errors
+    /// When the built-in settings are not valid.
+    pub fn built_in() -> Result<Self, Faults> {
+        load_from(DEFAULTS, None, std::iter::empty())
+    }
+
+    /// What the use cases of keys go by.
+    pub(crate) fn key_settings(&self) -> KeySettings {
+        KeySettings { recoverable: self.keys.recoverable, recording_slack: self.recording_slack() }
+    }
+
+    /// What the sweep goes by.
+    pub(crate) fn sweep_policy(&self) -> anyhow::Result<SweepPolicy> {
+        Ok(SweepPolicy {
+            cadence: Cadence::new(self.sweep.day, self.sweep.hour)?,
+            stage_window: TimeDelta::hours(self.sweep.stage_window_hours.into()),
+            breaker: Breaker { max_percent: self.sweep.breaker_max_percent, max_keys: self.sweep.breaker_max_keys },
+            recording_slack: self.recording_slack(),
+            delete_batch: self.sweep.delete_batch,
+        })
+    }
+
+    fn recording_slack(&self) -> TimeDelta {
+        TimeDelta::milliseconds(self.usage.recording_slack_ms.min(MAX_SLACK_MS).cast_signed())
+    }
+}
+
+impl CommonConfig for Config {
+    fn server(&self) -> &ServerConfig {
+        &self.server
+    }
+
+    fn database(&self) -> &DatabaseConfig {
+        &self.database
+    }
+
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+
+    fn metrics(&self) -> &MetricsConfig {
+        &self.metrics
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self, faults: &mut Faults) {
+        self.server.validate(faults);
+        self.database.validate(faults);
+        self.log.validate(faults);
+        self.metrics.validate(faults);
+        let given = !self.keyring.keyring.expose_secret().is_empty() || !self.keyring.path.is_empty();
+        if !given && self.database.sqlite_path().is_none() {
+            faults.push("keyring.path", "must be set, or keyring.keyring, since no SQLite file lies beside it");
+        }
+        if self.usage.recording_slack_ms > MAX_SLACK_MS {
+            faults.push("usage.recording_slack_ms", format!("must be at most {MAX_SLACK_MS}"));
+        }
+        if self.usage.buffer_max_keys == 0 {
+            faults.push("usage.buffer_max_keys", "must be at least 1");
+        }
+        self.sweep.validate(faults);
+    }
+}
+
+impl Validate for SweepConfig {
+    fn validate(&self, faults: &mut Faults) {
+        for (path, value, range) in [
+            ("sweep.day", self.day, 1..=28),
+            ("sweep.hour", self.hour, 0..=23),
+            ("sweep.stage_window_hours", self.stage_window_hours, 1..=48),
+            ("sweep.breaker_max_percent", self.breaker_max_percent, 0..=100),
+            ("sweep.delete_batch", self.delete_batch, 1..=10_000),
+        ] {
+            if !range.contains(&value) {
+                faults.push(path, format!("must lie between {} and {}", range.start(), range.end()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(pairs: &[(&str, &str)]) -> Result<Config, Faults> {
+        load_from(DEFAULTS, None, pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    }
+
+    #[test]
+    fn the_built_in_settings_are_valid() {
+        let config = Config::built_in().unwrap();
+        assert_eq!(config.sweep_policy().unwrap(), SweepPolicy::default());
+        assert_eq!(config.reveal.per_minute.get(), 30);
+    }
+
+    #[test]
+    fn every_fault_is_listed() {
+        let text = load(&[
+            ("KEYSWEEP_DATABASE__URL", "postgres://localhost/keys"),
+            ("KEYSWEEP_USAGE__RECORDING_SLACK_MS", "86400001"),
+            ("KEYSWEEP_USAGE__BUFFER_MAX_KEYS", "0"),
+            ("KEYSWEEP_REVEAL__PER_MINUTE", "0"),
+            ("KEYSWEEP_SWEEP__DAY", "29"),
+            ("KEYSWEEP_SWEEP__HOUR", "24"),
+            ("KEYSWEEP_SWEEP__DELETE_BATCH", "0"),
+        ])
+        .unwrap_err()
+        .to_string();
+        for setting in [
+            "keyring.path",
+            "usage.recording_slack_ms",
+            "usage.buffer_max_keys",
+            "reveal.per_minute",
+            "sweep.day",
+            "sweep.hour",
+            "sweep.delete_batch",
+        ] {
+            assert!(text.contains(setting), "{setting} is not in: {text}");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Forgets requests that cannot be repeated any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use service_kit::jobs::{JobReport, Reconciler};
+
+use crate::app::keys::Keys;
+use crate::app::upkeep::Upkeep;
+
+/// Forgets requests older than 24 h, the secrets kept for them, and actors that have long revealed nothing.
+#[derive(Debug)]
+pub struct ForgetRequests {
+    upkeep: Arc<Upkeep>,
+    keys: Arc<Keys>,
+}
+
+impl ForgetRequests {
+    /// The job over these use cases.
+    pub fn new(upkeep: Arc<Upkeep>, keys: Arc<Keys>) -> Self {
+        Self { upkeep, keys }
+    }
+}
+
+#[async_trait]
+impl Reconciler for ForgetRequests {
+    fn name(&self) -> &'static str {
+        "forget_requests"
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(600)
+    }
+
+    async fn activate(&self, now: DateTime<Utc>) -> anyhow::Result<JobReport> {
+        self.keys.tidy_reveals();
+        let forgotten = self.upkeep.forget_requests(now).await?;
+        Ok(JobReport { work: forgotten, detail: serde_json::json!({ "requests": forgotten }) })
+    }
+}

@@ -1,0 +1,40 @@
+//! Stores the uses that wait in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use service_kit::jobs::{JobReport, Reconciler};
+
+use crate::app::usage::UsageRecorder;
+
+/// Stores the uses that wait in memory, each second, and says that it has.
+#[derive(Debug)]
+pub struct FlushUses {
+    recorder: Arc<UsageRecorder>,
+}
+
+impl FlushUses {
+    /// The job of this recorder.
+    pub fn new(recorder: Arc<UsageRecorder>) -> Self {
+        Self { recorder }
+    }
+}
+
+#[async_trait]
+impl Reconciler for FlushUses {
+    fn name(&self) -> &'static str {
+        "flush_uses"
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    async fn activate(&self, _: DateTime<Utc>) -> anyhow::Result<JobReport> {
+        let stored = self.recorder.flush().await?;
+        metrics::counter!("keysweep_uses_stored_total").increment(stored);
+        Ok(JobReport { work: stored, detail: serde_json::json!({ "uses": stored }) })
+    }
+}

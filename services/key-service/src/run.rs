@@ -1,0 +1,136 @@
+//! Putting the parts together, and taking them down in the right order.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use sea_orm::DatabaseConnection;
+use service_kit::Deps;
+use service_kit::cli::Service;
+use service_kit::db;
+use service_kit::ids::IdGenerator;
+use service_kit::jobs::Reconciler;
+use service_kit::keyring::KeyRing;
+use service_kit::server::GrpcServer;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::audit::Audit;
+use crate::app::keys::{KeyParts, Keys, RevealLimiter};
+use crate::app::sweep::{EventSignal, SweepService, Sweeper};
+use crate::app::upkeep::Upkeep;
+use crate::app::usage::UsageRecorder;
+use crate::config::{Config, DEFAULTS};
+use crate::grpc::KeyApi;
+use crate::grpc::sweep::SweepGrpc;
+use crate::jobs::sweeper::SweeperJob;
+use crate::jobs::{EndOverlaps, FlushUses, ForgetRequests};
+use crate::storage::sweep::SqlSweepStore;
+use crate::storage::{Migrator, SqlStore, keyring_check};
+
+/// Kind of the ids that replicas report their uses under.
+const REPLICA_PREFIX: &str = "rep_";
+
+/// The service as the binary's commands know it.
+#[derive(Debug)]
+pub struct KeyService;
+
+impl Service for KeyService {
+    const DEFAULTS: &'static str = DEFAULTS;
+    type Config = Config;
+    type Migrator = Migrator;
+
+    async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+        run(config, deps, listener, shutdown).await
+    }
+}
+
+/// Runs the service until `shutdown`: connects, migrates if so configured, checks the key ring, serves, then drains,
+/// ends the jobs and stores the last uses.
+///
+/// # Errors
+/// When the database, the key ring or the listener cannot be used, or the last uses cannot be stored.
+pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let db = db::connect(&config.database).await?;
+    if config.database.migrate_on_start {
+        db::migrate::<Migrator>(&db).await?;
+    }
+    let ring = key_ring(&config, &deps, &db).await?;
+    let parts = Parts::build(&config, &deps, &db, ring).await?;
+    // The jobs outlive the last call, so that what it left in memory is stored.
+    let jobs_end = CancellationToken::new();
+    parts.spawn_jobs(&deps, &jobs_end);
+
+    let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown);
+    let streams = server.streams();
+    let served = server
+        .add_service(KeyApi::server(parts.keys, parts.audit))
+        .add_service(SweepGrpc::new(parts.sweep, streams).into_server())
+        .serve(listener)
+        .await;
+
+    jobs_end.cancel();
+    deps.jobs.join().await;
+    let closed = parts.usage.close().await.context("cannot store the last uses");
+    // Closing lets SQLite fold its log into the database file.
+    let disconnected = db.close().await.context("cannot close the database");
+    served.and(closed).and(disconnected)
+}
+
+/// The use cases, put together.
+struct Parts {
+    keys: Arc<Keys>,
+    audit: Arc<Audit>,
+    upkeep: Arc<Upkeep>,
+    usage: Arc<UsageRecorder>,
+    sweep: SweepService,
+    sweeper: Arc<Sweeper>,
+}
+
+impl Parts {
+    async fn build(config: &Config, deps: &Deps, db: &DatabaseConnection, ring: KeyRing) -> anyhow::Result<Self> {
+        let store = Arc::new(SqlStore::new(db.clone()));
+        let sweep_store = Arc::new(SqlSweepStore::new(db.clone()));
+        let ids = IdGenerator::new(deps.entropy.clone());
+        let replica = ids.next(REPLICA_PREFIX, deps.clock.now());
+        let capacity = config.usage.buffer_max_keys;
+        let recorder = UsageRecorder::open(store.clone(), deps.clock.clone(), replica.clone(), capacity);
+        let usage = Arc::new(recorder.await.context("cannot begin to record uses")?);
+        let events = EventSignal::new();
+        let policy = config.sweep_policy()?;
+        let keys = Arc::new(Keys::new(KeyParts {
+            store: store.clone(),
+            ring: Arc::new(ring),
+            clock: deps.clock.clone(),
+            entropy: deps.entropy.clone(),
+            usage: usage.clone(),
+            reveals: RevealLimiter::new(config.reveal.per_minute, deps.clock.clone()),
+            events: events.clone(),
+            settings: config.key_settings(),
+        }));
+        let sweep = SweepService::new(sweep_store.clone(), deps.clock.clone(), policy, events.clone(), replica.clone());
+        let sweeper = Arc::new(Sweeper::new(sweep_store, usage.clone(), ids, policy, events, replica));
+        let (audit, upkeep) = (Arc::new(Audit::new(store.clone())), Arc::new(Upkeep::new(store)));
+        Ok(Self { keys, audit, upkeep, usage, sweep, sweeper })
+    }
+
+    fn spawn_jobs(&self, deps: &Deps, end: &CancellationToken) {
+        let jobs: [Arc<dyn Reconciler>; 4] = [
+            Arc::new(FlushUses::new(self.usage.clone())),
+            Arc::new(EndOverlaps::new(self.upkeep.clone())),
+            Arc::new(ForgetRequests::new(self.upkeep.clone(), self.keys.clone())),
+            Arc::new(SweeperJob::new(self.sweeper.clone())),
+        ];
+        for job in jobs {
+            deps.jobs.spawn(job, deps.clock.clone(), end.clone());
+        }
+    }
+}
+
+/// The key ring, made anew only where no key depends on an older one, and proven to be the one of this database.
+async fn key_ring(config: &Config, deps: &Deps, db: &DatabaseConnection) -> anyhow::Result<KeyRing> {
+    let sqlite = config.database.sqlite_path();
+    let unused = keyring_check::is_unused(db).await.context("cannot read the database")?;
+    let ring = KeyRing::load(&config.keyring, sqlite.as_deref(), unused, &*deps.entropy)?;
+    keyring_check::check(db, &ring).await?;
+    Ok(ring)
+}

@@ -1,0 +1,14 @@
+//! The use cases of keys on real databases, and the whole service over gRPC.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where what it needs is missing")]
+
+mod audit;
+mod generate;
+mod grpc;
+mod import;
+mod keyring;
+mod lifecycle;
+mod reveal;
+mod support;
+mod usage;
+mod verify;

@@ -1,0 +1,109 @@
+use chrono::{DateTime, TimeDelta, Utc};
+use key_service::app::usage::{UsageRecorder, UsageStore};
+use key_service::storage::entities::usage_writers;
+use sea_orm::EntityTrait;
+use service_kit::both_databases;
+use service_kit::time::to_micros;
+
+use crate::support::{World, start};
+
+async fn writer(world: &World) -> usage_writers::Model {
+    usage_writers::Entity::find_by_id("rep_1").one(&world.db).await.unwrap().unwrap()
+}
+
+both_databases! {
+    async fn a_batch_stores_each_use_unless_a_later_one_stands(db: TestDatabase) {
+        let world = World::new(&db).await;
+        let mut ids = Vec::new();
+        for _ in 0..5 {
+            ids.push(world.generate("").await.key.key_id);
+        }
+        let at = |minutes| start() + TimeDelta::minutes(minutes);
+        let uses: Vec<(String, DateTime<Utc>)> = ids.iter().cloned().zip((1..).map(at)).collect();
+        world.store.store_uses(&uses).await.unwrap();
+        world.execute(&format!("UPDATE api_keys SET state = 2 WHERE id = '{}'", ids[0])).await;
+        let again: Vec<_> = ids.iter().cloned().map(|id| (id, at(3))).collect();
+        world.store.store_uses(&again).await.unwrap();
+        let mut stored = Vec::new();
+        for id in &ids {
+            stored.push(world.row(id).await.last_used_at.unwrap());
+        }
+        assert_eq!(stored, [1, 3, 3, 4, 5].map(|minutes| to_micros(at(minutes))));
+        // A use of an unknown key and an empty batch do no harm.
+        world.store.store_uses(&[("key_none".into(), at(1))]).await.unwrap();
+        world.store.store_uses(&[]).await.unwrap();
+    }
+
+    async fn batches_of_any_size_are_stored_whole(db: TestDatabase) {
+        let world = World::new(&db).await;
+        let now = to_micros(start());
+        for chunk in (0..2_500).collect::<Vec<_>>().chunks(500) {
+            let rows: Vec<_> = chunk
+                .iter()
+                .map(|n| format!("('key_{n:05}', 'agy_1', '', '', '[]', '[]', {now}, 1, {}, 1)", selector(&db.kind, *n)))
+                .collect();
+            world.execute(&format!(
+                "INSERT INTO api_keys (id, agency_id, display_name, display_prefix, scopes, allowed_cidrs, created_at, state, \
+                 selector, revision) VALUES {}", rows.join(",")
+            )).await;
+        }
+        let used_at = start() + TimeDelta::seconds(1);
+        let uses: Vec<_> = (0..2_500).map(|n| (format!("key_{n:05}"), used_at)).collect();
+        world.store.store_uses(&uses).await.unwrap();
+        assert_eq!(world.count(&format!("api_keys WHERE last_used_at = {}", to_micros(used_at))).await, 2_500);
+    }
+
+    async fn flushes_of_two_replicas_at_once_keep_the_latest(db: TestDatabase) {
+        let world = World::new(&db).await;
+        let mut ids = Vec::new();
+        for _ in 0..40 {
+            ids.push(world.generate("").await.key.key_id);
+        }
+        let uses = |minutes, backwards: bool| {
+            let at = start() + TimeDelta::minutes(minutes);
+            let mut uses: Vec<_> = ids.iter().cloned().map(|id| (id, at)).collect();
+            if backwards {
+                uses.reverse();
+            }
+            uses
+        };
+        let (early, late) = (uses(1, false), uses(2, true));
+        let (a, b) = tokio::join!(world.store.store_uses(&early), world.store.store_uses(&late));
+        assert!(a.is_ok() && b.is_ok());
+        assert_eq!(world.count(&format!("api_keys WHERE last_used_at = {}", to_micros(start() + TimeDelta::minutes(2)))).await, 40);
+    }
+
+    async fn a_replica_says_through_when_its_uses_are_stored(db: TestDatabase) {
+        let world = World::new(&db).await;
+        let opened = writer(&world).await;
+        assert_eq!((opened.started_at, opened.flushed_through_at, opened.closed_at), (to_micros(start()), to_micros(start()), None));
+        world.clock.advance(TimeDelta::milliseconds(999));
+        world.usage.flush().await.unwrap();
+        assert_eq!(writer(&world).await.flushed_through_at, to_micros(start()));
+        world.clock.advance(TimeDelta::milliseconds(1));
+        world.usage.flush().await.unwrap();
+        assert_eq!(writer(&world).await.flushed_through_at, to_micros(start() + TimeDelta::seconds(1)));
+        let key_id = world.generate("").await.key.key_id;
+        world.clock.advance(TimeDelta::milliseconds(5));
+        assert!(world.usage.record(&key_id, start() + TimeDelta::milliseconds(1_005)));
+        world.usage.close().await.unwrap();
+        let closed = writer(&world).await;
+        assert!(closed.closed_at.is_some() && world.row(&key_id).await.last_used_at.is_some());
+        assert_eq!(closed.flushed_through_at, to_micros(start() + TimeDelta::milliseconds(1_005)));
+    }
+
+    async fn a_replica_whose_row_is_gone_does_not_pretend(db: TestDatabase) {
+        let world = World::new(&db).await;
+        let other = UsageRecorder::open(world.store.clone(), world.clock.clone(), "rep_9".into(), 10).await.unwrap();
+        world.execute("DELETE FROM usage_writers WHERE replica_id = 'rep_9'").await;
+        world.clock.advance(TimeDelta::seconds(2));
+        assert!(other.flush().await.is_err());
+    }
+}
+
+fn selector(kind: &service_kit::testing::Kind, number: i32) -> String {
+    match kind {
+        service_kit::testing::Kind::Sqlite => format!("X'{number:032x}'"),
+        service_kit::testing::Kind::Postgres => format!("'\\x{number:032x}'::bytea"),
+    }
+}
