@@ -1,6 +1,7 @@
 //! Background work as reconcilers: one code path, run periodically and when signalled, each activation reported.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +66,7 @@ impl JobHandle {
 #[derive(Clone, Debug, Default)]
 pub struct JobRegistry {
     jobs: Arc<Mutex<Jobs>>,
+    work: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -81,30 +83,34 @@ impl JobRegistry {
     pub fn spawn(&self, job: Arc<dyn Reconciler>, clock: SharedClock, shutdown: CancellationToken) -> JobHandle {
         let (requests, inbox) = mpsc::channel(QUEUE);
         let handle = JobHandle { name: job.name(), requests };
-        let task = tokio::spawn(drive(job, clock, shutdown, inbox));
+        let task = tokio::spawn(drive(job, clock, shutdown, inbox, self.work.clone()));
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.handles.insert(handle.name, handle.clone());
         jobs.tasks.push(task);
         handle
     }
 
-    /// Activates every job, again and again, until none of them finds work; answers how much all did together.
+    /// The units of work that all jobs have done so far, whoever activated them.
+    pub fn work_done(&self) -> u64 {
+        self.work.load(Ordering::SeqCst)
+    }
+
+    /// Activates every job, again and again, until a round passes in which no job did any work, not even one that the clock
+    /// or a signal activated meanwhile.
     ///
     /// # Errors
     /// The first activation that fails.
-    pub async fn settle(&self) -> anyhow::Result<u64> {
+    pub async fn settle(&self) -> anyhow::Result<()> {
         let handles: Vec<_> =
             self.jobs.lock().unwrap_or_else(PoisonError::into_inner).handles.values().cloned().collect();
-        let mut total = 0;
         loop {
-            let mut round = 0;
+            let before = self.work_done();
             for handle in &handles {
-                round += handle.activate().await?.work;
+                handle.activate().await?;
             }
-            if round == 0 {
-                return Ok(total);
+            if self.work_done() == before {
+                return Ok(());
             }
-            total += round;
         }
     }
 
@@ -125,6 +131,7 @@ async fn drive(
     clock: SharedClock,
     shutdown: CancellationToken,
     mut inbox: mpsc::Receiver<Option<Reply>>,
+    work: Arc<AtomicU64>,
 ) {
     let period = TimeDelta::from_std(job.period()).unwrap_or(TimeDelta::MAX);
     let mut reply = None;
@@ -132,6 +139,8 @@ async fn drive(
         let now = clock.now();
         let result = job.activate(now).await;
         report(job.name(), &result);
+        // Before the answer, so that who hears of the work finds it counted.
+        work.fetch_add(result.as_ref().map_or(0, |report| report.work), Ordering::SeqCst);
         if let Some(reply) = reply.take() {
             // Who asked may have gone.
             let _: Result<(), _> = Reply::send(reply, result);
@@ -178,7 +187,6 @@ fn report(name: &'static str, result: &anyhow::Result<JobReport>) {
 mod tests {
     use super::*;
     use crate::clock::SimulatedClock;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     struct Countdown(AtomicU64);
 

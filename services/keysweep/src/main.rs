@@ -1,0 +1,29 @@
+//! The `keysweep` binary.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs keysweep on one machine
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start all three services on their default ports, with SQLite in ./keysweep-data
+    Up(keysweep::up::Options),
+    /// Play a whole quarter on a simulated clock and compare what happened with what was promised
+    Quarter(keysweep::quarter::Options),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    service_kit::cli::exit_code(match Cli::parse().command {
+        Command::Up(options) => Box::pin(keysweep::up::run(options)).await,
+        Command::Quarter(options) => Box::pin(keysweep::quarter::run(options)).await,
+    })
+}
