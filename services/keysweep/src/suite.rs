@@ -68,6 +68,8 @@ pub enum Mail {
 pub struct Plan {
     /// The database URL of each service, in the order of [`Which::ALL`].
     pub databases: [String; 3],
+    /// Folder with a `<service>.keyring` for each service that needs one. `None`: each lies beside its SQLite file.
+    pub keyrings: Option<PathBuf>,
     /// The port of each service; 0 takes a free one.
     pub ports: [u16; 3],
     /// Where emails go.
@@ -235,6 +237,10 @@ impl Suite {
             ("KEYSWEEP_SERVER__DRAIN_NOTICE_MS".to_owned(), "0".to_owned()),
             ("KEYSWEEP_DATABASE__URL".to_owned(), self.plan.databases[which as usize].clone()),
         ];
+        if let Some(folder) = self.plan.keyrings.as_ref().filter(|_| which != Which::Notification) {
+            let path = folder.join(format!("{}.keyring", which.name()));
+            settings.push(("KEYSWEEP_KEYRING__PATH".to_owned(), path.display().to_string()));
+        }
         let mut set = |name: &str, value: String| settings.push((format!("KEYSWEEP_{name}"), value));
         match which {
             Which::Key => {}

@@ -67,6 +67,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     stop_on_signals(shutdown.clone())?;
     let mut suite = Suite::start(Plan {
         databases: Which::ALL.map(database),
+        keyrings: None,
         ports: [options.key_port, options.location_port, options.notification_port],
         mail: mail.clone(),
         clock: Arc::new(SystemClock),

@@ -17,7 +17,7 @@ use std::time::Instant;
 use anyhow::{bail, ensure};
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use clap::Args;
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, TableComponent, presets};
 use service_kit::clock::{Clock, SimulatedClock, SystemClock};
 use service_kit::telemetry::{LogConfig, init_logging};
 
@@ -137,9 +137,15 @@ async fn play_in(
         Some((host, port)) => Mail::Smtp { host: host.clone(), port: *port },
         None => Mail::Maildir(place.folder.join("mail")),
     };
-    let databases = place.databases.clone();
-    let suite =
-        Suite::start(Plan { databases, ports: [0; 3], mail, clock: clock.clone(), seed: Some(options.seed) }).await?;
+    let plan = Plan {
+        databases: place.databases.clone(),
+        keyrings: place.keyrings(),
+        ports: [0; 3],
+        mail,
+        clock: clock.clone(),
+        seed: Some(options.seed),
+    };
+    let suite = Suite::start(plan).await?;
     let clients = suite.clients()?;
     let mut play = Play {
         suite,
@@ -224,7 +230,14 @@ fn count_of(number: usize, noun: &str) -> String {
 #[expect(clippy::print_stdout, reason = "the table is what the person who typed the command waits for")]
 fn report(outcome: &Outcome, started: Instant) {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .remove_style(TableComponent::HorizontalLines)
+        .remove_style(TableComponent::MiddleIntersections)
+        .set_content_arrangement(ContentArrangement::Dynamic);
+    if !table.is_tty() {
+        table.set_width(TABLE_WIDTH);
+    }
     table.set_header(["promised", "owed", "happened", ""]);
     for promise in &outcome.promises {
         let (mark, color) = if promise.is_kept() { ("kept", Color::Green) } else { ("BROKEN", Color::Red) };
@@ -245,6 +258,9 @@ fn report(outcome: &Outcome, started: Instant) {
     let peak = peak_memory().map(|mebibytes| format!(", {mebibytes} MiB of memory at most")).unwrap_or_default();
     println!("\n  {:.1} s for a quarter{peak}.", started.elapsed().as_secs_f64());
 }
+
+/// Columns of the table where nobody watches: what a log or a page shows without wrapping.
+const TABLE_WIDTH: u16 = 132;
 
 /// The most memory that this process has had resident, in MiB, where the system tells.
 fn peak_memory() -> Option<u64> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database};
 use service_kit::entropy::{Entropy, OsEntropy};
+use service_kit::keyring::KeyRing;
 use tempfile::TempDir;
 
 use crate::quarter::Options;
@@ -45,6 +46,11 @@ impl Place {
         let (databases, server) = match &options.database_url {
             None => (Which::ALL.map(sqlite), None),
             Some(url) => {
+                for which in [Which::Key, Which::Location] {
+                    let path = folder.join(format!("{}.keyring", which.name()));
+                    std::fs::write(&path, KeyRing::generate(&OsEntropy).as_str())
+                        .with_context(|| format!("cannot write {}", path.display()))?;
+                }
                 let server = Server::make_databases(url).await?;
                 (server.urls()?, Some(server))
             }
@@ -55,6 +61,11 @@ impl Place {
     /// Whether the databases are files of the folder, to be searched.
     pub(crate) fn keeps_files(&self) -> bool {
         self.server.is_none()
+    }
+
+    /// Where the keyrings are, if not beside the databases.
+    pub(crate) fn keyrings(&self) -> Option<PathBuf> {
+        self.server.is_some().then(|| self.folder.clone())
     }
 
     pub(crate) fn kind(&self) -> &'static str {

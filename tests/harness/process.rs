@@ -1,0 +1,135 @@
+//! The binaries of the workspace, as processes.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+
+use tokio::process::{Child, Command};
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::wait;
+
+static BINARIES: OnceLock<PathBuf> = OnceLock::new();
+
+/// The path of a binary of the workspace, built if it is not up to date.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn binary(name: &str) -> PathBuf {
+    let folder = BINARIES.get_or_init(|| {
+        // Cargo builds the binaries of a package for that package's tests alone.
+        let built = std::process::Command::new(env!("CARGO"))
+            .args(["build", "--workspace", "--bins", "--quiet"])
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .status()
+            .expect("cargo runs");
+        assert!(built.success(), "the binaries do not build");
+        let test = std::env::current_exe().expect("a test has a path");
+        test.ancestors().nth(2).expect("tests lie in target/debug/deps").to_path_buf()
+    });
+    folder.join(name)
+}
+
+/// A port that nothing listens on.
+///
+/// # Panics
+/// When the machine has none.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// A running binary; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a binary with nothing in its environment but `settings`; its output goes to `log`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(name: &str, arguments: &[&str], settings: &[(&str, String)], log: &Path) -> Self {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("the log opens");
+        let child = command(name, arguments, settings)
+            .stdout(file.try_clone().expect("the log is shared"))
+            .stderr(file)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary starts");
+        Self { child, log: log.to_path_buf() }
+    }
+
+    /// What it has printed so far.
+    ///
+    /// # Panics
+    /// When the log cannot be read.
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(&self.log).expect("the log reads")
+    }
+
+    /// Asks it to stop, as Kubernetes does, and waits until it has.
+    ///
+    /// # Panics
+    /// When it does not stop.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal("TERM").await;
+        tokio::time::timeout(wait::PATIENCE, self.child.wait()).await.expect("it stops").expect("it is waited for")
+    }
+
+    /// Asks it to stop as Ctrl-C does, and waits until it has.
+    ///
+    /// # Panics
+    /// When it does not stop.
+    pub async fn interrupt(&mut self) -> ExitStatus {
+        self.signal("INT").await;
+        tokio::time::timeout(wait::PATIENCE, self.child.wait()).await.expect("it stops").expect("it is waited for")
+    }
+
+    /// Kills it where it stands, as a power cut would.
+    ///
+    /// # Panics
+    /// When it cannot be killed.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("it dies");
+    }
+
+    async fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        let sent = Command::new("kill").args([format!("-{name}"), id]).status().await;
+        assert!(sent.expect("kill runs").success());
+    }
+}
+
+/// Runs a binary to its end.
+///
+/// # Panics
+/// When it cannot be started.
+pub async fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Output {
+    command(name, arguments, settings).output().await.expect("the binary runs")
+}
+
+fn command(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Command {
+    let mut command = Command::new(binary(name));
+    command.args(arguments).env_clear().envs(settings.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
+    command
+}
+
+/// Waits until the server on this port of loopback says that it serves.
+pub async fn serving(port: u16) {
+    wait::until("a server to serve", async || {
+        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).ok()?;
+        let answer = HealthClient::new(endpoint.connect().await.ok()?)
+            .check(HealthCheckRequest { service: String::new() })
+            .await
+            .ok()?;
+        (answer.get_ref().status() == ServingStatus::Serving).then_some(())
+    })
+    .await;
+}
