@@ -92,15 +92,16 @@ pub async fn import<R: Read + Send>(
     client: KeyServiceClient<Channel>,
     mut observe: impl FnMut(ImportEvent<'_>) + Send,
 ) -> Result<ImportSummary, ImportError> {
-    // Rows of another length are told one by one instead of ending the import.
-    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file);
+    // Rows of another length are told one by one instead of ending the import. Lines are counted right only where they
+    // end with one byte: a carriage return before it is cut off with the field.
+    let mut reader = csv::ReaderBuilder::new().flexible(true).terminator(csv::Terminator::Any(b'\n')).from_reader(file);
     let columns = Columns::read(reader.byte_headers()?)?;
     let mut summary = ImportSummary::default();
     let mut chunk = Chunk::default();
     let mut record = ByteRecord::new();
     loop {
         let more = reader.read_byte_record(&mut record)?;
-        if more {
+        if more && !is_blank(&record) {
             let line = record.position().map_or(0, csv::Position::line);
             match columns.row(&record) {
                 Ok(row) => chunk.push(line, row, record.as_slice().len()),
@@ -126,6 +127,10 @@ pub async fn import<R: Read + Send>(
             return Ok(summary);
         }
     }
+}
+
+fn is_blank(record: &ByteRecord) -> bool {
+    record.len() == 1 && record.as_slice() == b"\r"
 }
 
 /// Rows on their way, and the lines they came from.

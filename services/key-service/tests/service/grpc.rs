@@ -154,7 +154,14 @@ both_databases! {
         let summary = import(file.as_bytes(), running.client.clone(), observe).await.unwrap();
         assert_eq!(summary, ImportSummary { imported: 2_498, unchanged: 0, refused: 3 });
         assert_eq!(refused, [(19, "create_time".into()), (2_002, "owner.location.agency_id".into()), (2_502, "row".into())]);
-        let again = import(file.as_bytes(), running.client.clone(), |_| ()).await.unwrap();
+        // The same file as another system writes it.
+        let file = file.replace('\n', "\r\n");
+        let mut lines = Vec::new();
+        let observe = |event: ImportEvent<'_>| if let ImportEvent::Refused(one) = event {
+            lines.push(one.line);
+        };
+        let again = import(file.as_bytes(), running.client.clone(), observe).await.unwrap();
+        assert_eq!(lines, [19, 2_002, 2_502]);
         assert_eq!(again, ImportSummary { imported: 0, unchanged: 2_498, refused: 3 });
         assert_eq!(running.code(&format!("sk_live_{:024}", 2_499)).await, proto::VerifyCode::Valid);
         running.stop().await;

@@ -96,6 +96,7 @@ impl Columns {
     /// A field's text; a column that the file does not have reads as empty.
     fn text(&self, record: &ByteRecord, name: &str) -> Result<String, ()> {
         let bytes = self.place(name).and_then(|place| record.get(place)).unwrap_or_default();
+        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
         std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| ())
     }
 }
@@ -162,6 +163,13 @@ mod tests {
         assert_eq!(row.owner.unwrap().account, Some(proto::owner::Account::AgencyId("agy_1".into())));
         assert_eq!(row.credential, Some(proto::import_row::Credential::SecretSha256(vec![0xab; 32])));
         assert_eq!(row.create_time.unwrap().seconds, 1_769_842_800);
+    }
+
+    #[test]
+    fn a_carriage_return_at_the_end_of_a_line_belongs_to_no_field() {
+        let columns = header(&["agency_id", "secret", "create_time", "external_reference\r"]).unwrap();
+        let record = ByteRecord::from(vec!["agy_1", "s", "2026-01-31T08:00:00Z", "r-1\r"]);
+        assert_eq!(columns.row(&record).unwrap().external_reference, "r-1");
     }
 
     #[test]
