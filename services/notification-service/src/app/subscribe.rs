@@ -1,0 +1,223 @@
+//! Follows key-service's plans: applies each event once, in order, from wherever the database stands.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use chrono::{DateTime, Utc};
+use futures::StreamExt;
+use service_kit::clock::SharedClock;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::ports::{ApplyError, PeerError, PlanMessage, PlanSource, ProjectionStore, StorageError};
+use super::signals::Signals;
+
+/// key-service sends a heartbeat every 15 s; after three missed ones the stream counts as dead.
+const SILENCE: Duration = Duration::from_secs(45);
+/// Events applied in one transaction at most, where they have piled up.
+const BATCH: usize = 32;
+/// How long to wait before the first new try; doubles from there.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// A peer that comes back is found within this time.
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// What is known of the subscription since the process started.
+#[derive(Clone, Debug, Default)]
+pub struct SubscriptionStatus {
+    /// When the stream was opened; `None` while it is not.
+    pub connected_at: Option<DateTime<Utc>>,
+    /// When the last message arrived.
+    pub last_message_at: Option<DateTime<Utc>>,
+    /// The last event heard of.
+    pub head_sequence: i64,
+    /// Why the stream last broke.
+    pub last_error: String,
+    heard_at: Option<Instant>,
+    caught_up_at: Option<Instant>,
+}
+
+impl SubscriptionStatus {
+    /// Whether the stream is open and was heard of lately.
+    pub fn is_connected(&self) -> bool {
+        self.connected_at.is_some() && self.heard_at.is_some_and(|at| at.elapsed() < SILENCE)
+    }
+
+    /// Time since everything heard of was applied.
+    pub fn lag(&self) -> Option<Duration> {
+        self.caught_up_at.map(|at| at.elapsed())
+    }
+}
+
+/// A subscription's status, shared with those who report it.
+#[derive(Clone, Debug, Default)]
+pub struct SharedStatus(Arc<Mutex<SubscriptionStatus>>);
+
+impl SharedStatus {
+    /// The status now.
+    pub fn get(&self) -> SubscriptionStatus {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn update(&self, change: impl FnOnce(&mut SubscriptionStatus)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("key-service: {0}")]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("nothing was heard for {} s", SILENCE.as_secs())]
+    Silent,
+    #[error("the stream was closed")]
+    Closed,
+}
+
+impl Broken {
+    /// Whether somebody should look: what does not heal by itself.
+    fn is_loud(&self) -> bool {
+        match self {
+            Self::Peer(PeerError::Refused(_) | PeerError::NotFound(_))
+            | Self::Apply(ApplyError::Gap { .. } | ApplyError::Unfit { .. }) => true,
+            Self::Peer(PeerError::Unavailable(_))
+            | Self::Apply(ApplyError::Storage(_))
+            | Self::Storage(_)
+            | Self::Silent
+            | Self::Closed => false,
+        }
+    }
+}
+
+/// The subscriber.
+pub struct Subscriber {
+    /// Where the events come from.
+    pub source: Arc<dyn PlanSource>,
+    /// Where they are applied.
+    pub store: Arc<dyn ProjectionStore>,
+    /// Who is told of them.
+    pub signals: Arc<Signals>,
+    /// What is known of the stream.
+    pub status: SharedStatus,
+    /// The time.
+    pub clock: SharedClock,
+}
+
+impl Subscriber {
+    /// Subscribes, again and again, until `shutdown`. A broken stream is resumed from the cursor in the database.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let policy = ExponentialBuilder::default()
+            .with_min_delay(FIRST_RETRY)
+            .with_max_delay(LAST_RETRY)
+            .with_jitter()
+            .without_max_times();
+        let mut delays = policy.build();
+        loop {
+            let mut heard = false;
+            let broken = tokio::select! {
+                () = shutdown.cancelled() => return,
+                broken = self.follow(&mut heard) => broken,
+            };
+            self.note_break(&broken);
+            if heard {
+                delays = policy.build();
+            }
+            let delay = delays.next().unwrap_or(LAST_RETRY).min(LAST_RETRY);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(delay) => {}
+            }
+        }
+    }
+
+    /// Follows one stream to its end.
+    async fn follow(&self, heard: &mut bool) -> Broken {
+        match self.try_follow(heard).await {
+            Ok(never) => match never {},
+            Err(broken) => broken,
+        }
+    }
+
+    async fn try_follow(&self, heard: &mut bool) -> Result<std::convert::Infallible, Broken> {
+        let mut cursor = self.store.cursor().await?;
+        let stream =
+            tokio::time::timeout(SILENCE, self.source.subscribe(cursor)).await.map_err(|_| Broken::Silent)??;
+        self.status.update(|s| s.connected_at = Some(self.clock.now()));
+        tracing::info!(after_sequence = cursor, "subscribed to sweep plans");
+        let mut batches = stream.ready_chunks(BATCH);
+        loop {
+            let batch = tokio::time::timeout(SILENCE, batches.next())
+                .await
+                .map_err(|_| Broken::Silent)?
+                .ok_or(Broken::Closed)?;
+            *heard = true;
+            let (events, head, broken) = self.sort(batch);
+            if !events.is_empty() {
+                cursor = self.store.apply(events, self.clock.now()).await?;
+                self.signals.projection_changed();
+            }
+            self.note_progress(cursor, head);
+            if let Some(error) = broken {
+                return Err(error.into());
+            }
+        }
+    }
+
+    /// The events of a batch, the last head heard of, and the error that ended the stream.
+    fn sort(
+        &self,
+        batch: Vec<Result<PlanMessage, PeerError>>,
+    ) -> (Vec<crate::domain::event::SweepEvent>, Option<i64>, Option<PeerError>) {
+        let (mut events, mut head, mut broken) = (Vec::new(), None, None);
+        for message in batch {
+            match message {
+                Ok(message) => {
+                    head = Some(message.head_sequence);
+                    events.extend(message.event);
+                }
+                Err(error) => {
+                    broken = Some(error);
+                    break;
+                }
+            }
+        }
+        if let Some(head) = head {
+            let now = self.clock.now();
+            self.status.update(|s| {
+                s.head_sequence = head;
+                s.last_message_at = Some(now);
+                s.heard_at = Some(Instant::now());
+            });
+        }
+        (events, head, broken)
+    }
+
+    fn note_progress(&self, cursor: i64, head: Option<i64>) {
+        if let Some(head) = head {
+            if cursor >= head {
+                self.status.update(|s| s.caught_up_at = Some(Instant::now()));
+            }
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+            metrics::gauge!("keysweep_subscription_lag_events").set((head - cursor).max(0) as f64);
+        }
+    }
+
+    fn note_break(&self, broken: &Broken) {
+        let text = broken.to_string();
+        metrics::counter!("keysweep_subscription_breaks_total").increment(1);
+        if broken.is_loud() {
+            tracing::error!(error = text, "the subscription to sweep plans is broken; it is resumed from the cursor");
+        } else {
+            tracing::warn!(error = text, "the subscription to sweep plans broke; it is resumed from the cursor");
+        }
+        self.status.update(|s| {
+            s.connected_at = None;
+            s.last_error = text;
+        });
+    }
+}

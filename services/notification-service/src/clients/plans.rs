@@ -1,0 +1,51 @@
+//! key-service: the subscription to its plans, and its book of receipts.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use keysweep_proto::key::v1::sweep_service_client::SweepServiceClient;
+use keysweep_proto::key::v1::{AcknowledgeNoticesRequest, SubscribeSweepPlansRequest};
+use tonic::transport::Channel;
+
+use super::{NAME, convert, request};
+use crate::app::ports::{OwedReceipt, PeerError, PlanSource, PlanStream, ReceiptAnswer, ReceiptSink};
+
+/// 1,000 entries a message, each with names of up to 100 characters, stay below this.
+const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// key-service.
+#[derive(Clone, Debug)]
+pub struct Plans {
+    client: SweepServiceClient<Channel>,
+    timeout: Duration,
+}
+
+impl Plans {
+    /// key-service behind this channel. `timeout` bounds a unary call.
+    pub fn new(channel: Channel, timeout: Duration) -> Self {
+        Self { client: SweepServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES), timeout }
+    }
+}
+
+#[async_trait]
+impl PlanSource for Plans {
+    async fn subscribe(&self, after: i64) -> Result<PlanStream, PeerError> {
+        let asked = request(SubscribeSweepPlansRequest { subscriber: NAME.to_owned(), after_sequence: after });
+        let stream = self.client.clone().subscribe_sweep_plans(asked).await?.into_inner();
+        Ok(stream.map(|message| message.map_err(PeerError::from).and_then(convert::message)).boxed())
+    }
+}
+
+#[async_trait]
+impl ReceiptSink for Plans {
+    async fn acknowledge(&self, receipts: &[OwedReceipt]) -> Result<(Vec<ReceiptAnswer>, i64), PeerError> {
+        let mut asked = request(AcknowledgeNoticesRequest { notices: receipts.iter().map(convert::notice).collect() });
+        asked.set_timeout(self.timeout);
+        let mut client = self.client.clone();
+        let called = tokio::time::timeout(self.timeout, client.acknowledge_notices(asked)).await;
+        let answer = called.map_err(|_| PeerError::Unavailable("no answer in time".to_owned()))??.into_inner();
+        let results = answer.results.into_iter().map(convert::answer).collect::<Result<_, _>>()?;
+        Ok((results, answer.head_sequence))
+    }
+}

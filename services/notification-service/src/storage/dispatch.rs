@@ -1,0 +1,422 @@
+//! The dispatch of notices.
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sea_orm::prelude::*;
+use sea_orm::sea_query::{ExprTrait, OnConflict};
+use sea_orm::{ActiveValue::Set, Condition, DatabaseTransaction, DbErr, QueryOrder, QuerySelect};
+use service_kit::time::{from_micros, to_micros};
+
+use super::announce::live_counts;
+use super::collect::{due, forget_collected, lease_is_over, name_locations, scope};
+use super::entities::{deliveries, entries, lots, notice_scopes, plans, stage_recipients, stages};
+use super::outbox::{Addressee, News, Told, notify, queue};
+use super::projection::{lock_head, write_head};
+use super::stages::{LOOK_AGAIN, StageState, due_at, id_of, is, lock};
+use super::{Store, corrupt};
+use crate::app::ports::{DispatchStore, Published, StageId, StorageError};
+use crate::domain::delivery::DeliveryState;
+use crate::domain::ids::LocationId;
+use crate::domain::notification::Kind;
+use crate::domain::plan::{HoldReason, LotState};
+use crate::domain::recipient::{Reach, RecipientChunk};
+
+/// People handled at once.
+const PAGE: u64 = 500;
+/// Rows in one INSERT of narrow tables.
+const ROWS: usize = 1_000;
+
+#[async_trait]
+impl DispatchStore for Store {
+    async fn claim_due(
+        &self,
+        owner: &str,
+        now: DateTime<Utc>,
+        lease_until: DateTime<Utc>,
+        limit: u64,
+    ) -> Result<Vec<StageId>, StorageError> {
+        // Mostly there is nothing to claim: that is found out without taking the write lock.
+        if due(&self.db, now, 1).await?.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tx = self.begin().await?;
+        let mut claimed = Vec::new();
+        for row in due(&tx, now, limit).await? {
+            let id = id_of(&row)?;
+            let taken = stages::Entity::update_many()
+                .col_expr(stages::Column::LeaseOwner, Expr::value(owner))
+                .col_expr(stages::Column::LeaseUntil, Expr::value(to_micros(lease_until)))
+                .col_expr(stages::Column::Collections, Expr::col(stages::Column::Collections).add(1))
+                .filter(is(&id))
+                .filter(stages::Column::State.eq(row.state))
+                .filter(lease_is_over(now))
+                .exec(&tx)
+                .await?;
+            if taken.rows_affected == 1 {
+                // What an earlier attempt collected may be out of date.
+                if row.collections > 0 && row.state == StageState::Waiting.code() {
+                    forget_collected(&tx, &id).await?;
+                }
+                claimed.push(id);
+            }
+        }
+        tx.commit().await?;
+        Ok(claimed)
+    }
+
+    async fn live_locations(
+        &self,
+        id: &StageId,
+        after: Option<&LocationId>,
+        limit: u64,
+    ) -> Result<Vec<LocationId>, StorageError> {
+        let found: Vec<String> = entries::Entity::find()
+            .select_only()
+            .column(entries::Column::LocationId)
+            .distinct()
+            .filter(entries::Column::PlanId.eq(id.plan_id.as_str()))
+            .filter(entries::Column::AgencyId.eq(id.agency_id.as_str()))
+            .filter(entries::Column::LeftSequence.is_null())
+            .filter(entries::Column::LocationId.gt(after.map_or("", LocationId::as_str)))
+            .order_by_asc(entries::Column::LocationId)
+            .limit(limit)
+            .into_tuple()
+            .all(&self.db)
+            .await?;
+        Ok(found.into_iter().map(LocationId::from).collect())
+    }
+
+    async fn collect(&self, id: &StageId, chunk: RecipientChunk) -> Result<(), StorageError> {
+        let tx = self.begin().await?;
+        let Some(row) = lock(&tx, id).await? else { return Err(corrupt("stage")) };
+        let first_time = row.state == StageState::Waiting.code();
+        if let Some(agency) = chunk.agency.filter(|_| first_time) {
+            let mut named: stages::ActiveModel = row.into();
+            named.agency_name = Set(agency.name);
+            named.agency_time_zone = Set(agency.time_zone);
+            named.update(&tx).await?;
+        }
+        name_locations(&tx, id, chunk.locations).await?;
+        let (mut people, mut scopes) = (Vec::new(), Vec::new());
+        for one in chunk.recipients {
+            let agency_admin = one.reach == Reach::WholeLot;
+            let user_id = String::from(one.user_id);
+            match one.reach {
+                Reach::WholeLot if first_time => scopes.push(scope(id, String::new(), user_id.clone())),
+                Reach::Locations(locations) if first_time => {
+                    scopes.extend(locations.into_iter().map(|location| scope(id, location.into(), user_id.clone())));
+                }
+                // A stage that is dispatched already looks for new agency admins alone.
+                Reach::WholeLot => {}
+                Reach::Locations(_) => continue,
+            }
+            people.push(stage_recipients::ActiveModel {
+                plan_id: Set(id.plan_id.as_str().to_owned()),
+                agency_id: Set(id.agency_id.as_str().to_owned()),
+                stage: Set(id.stage.code()),
+                user_id: Set(user_id),
+                email: Set(if agency_admin && id.stage.by_email() { one.email } else { String::new() }),
+                first_name: Set(one.first_name),
+                last_name: Set(one.last_name),
+                agency_admin: Set(agency_admin),
+            });
+        }
+        let latest = OnConflict::columns([
+            stage_recipients::Column::PlanId,
+            stage_recipients::Column::AgencyId,
+            stage_recipients::Column::Stage,
+            stage_recipients::Column::UserId,
+        ])
+        .update_column(stage_recipients::Column::Email)
+        .to_owned();
+        stage_recipients::Entity::insert_many(people).on_conflict(latest).exec_without_returning(&tx).await?;
+        while !scopes.is_empty() {
+            let rest = scopes.split_off(scopes.len().min(ROWS));
+            notice_scopes::Entity::insert_many(scopes).on_conflict_do_nothing().exec_without_returning(&tx).await?;
+            scopes = rest;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn publish(&self, id: &StageId, owner: &str, now: DateTime<Utc>) -> Result<Published, StorageError> {
+        let tx = self.begin().await?;
+        let head = lock_head(&tx).await?;
+        let Some(row) = lock(&tx, id).await?.filter(|row| row.lease_owner.as_deref() == Some(owner)) else {
+            return Ok(Published::NotDue);
+        };
+        let Some((lot, plan)) = lot_and_plan(&tx, id).await? else { return Err(corrupt("lot")) };
+        let mut dispatch = Dispatch {
+            store: self,
+            tx: &tx,
+            id,
+            row,
+            lot,
+            now,
+            applied: head.applied_sequence,
+            notifications: head.notification_sequence,
+        };
+        let published = match dispatch.standing(&plan)? {
+            Standing::Over => dispatch.set_aside(StageState::Abandoned, None).await?,
+            Standing::Later(due_at) => dispatch.set_aside(StageState::Waiting, Some(due_at)).await?,
+            Standing::Due => dispatch.publish().await?,
+            Standing::Anew => dispatch.look_again().await?,
+        };
+        let notifications = dispatch.notifications;
+        write_head(&tx, head.applied_sequence, notifications).await?;
+        tx.commit().await?;
+        Ok(published)
+    }
+
+    async fn release(&self, id: &StageId, owner: &str) -> Result<(), StorageError> {
+        stages::Entity::update_many()
+            .col_expr(stages::Column::LeaseOwner, Expr::value(None::<String>))
+            .col_expr(stages::Column::LeaseUntil, Expr::value(None::<i64>))
+            .filter(is(id))
+            .filter(stages::Column::LeaseOwner.eq(owner))
+            .exec(&self.db)
+            .await?;
+        Ok(())
+    }
+}
+
+async fn lot_and_plan(tx: &DatabaseTransaction, id: &StageId) -> Result<Option<(lots::Model, plans::Model)>, DbErr> {
+    let lot =
+        lots::Entity::find_by_id((id.plan_id.as_str().to_owned(), id.agency_id.as_str().to_owned())).one(tx).await?;
+    let plan = plans::Entity::find_by_id(id.plan_id.as_str()).one(tx).await?;
+    Ok(lot.zip(plan))
+}
+
+/// What a claimed stage turns out to need, now that the projection stands still.
+enum Standing {
+    /// Nothing any more: its lot is closed or empty.
+    Over,
+    /// Nothing yet: its lot moved, or an operator holds it.
+    Later(DateTime<Utc>),
+    /// Its notices.
+    Due,
+    /// It is dispatched, but every address was refused: perhaps there is a new admin or address.
+    Anew,
+}
+
+/// One transaction that dispatches.
+struct Dispatch<'a> {
+    store: &'a Store,
+    tx: &'a DatabaseTransaction,
+    id: &'a StageId,
+    row: stages::Model,
+    lot: lots::Model,
+    now: DateTime<Utc>,
+    applied: i64,
+    notifications: i64,
+}
+
+impl Dispatch<'_> {
+    fn standing(&self, plan: &plans::Model) -> Result<Standing, StorageError> {
+        let state = LotState::from_code(self.lot.state).ok_or_else(|| corrupt("lot state"))?;
+        let held_by_operator = self.lot.hold_reason == Some(HoldReason::Operator.code());
+        let due_at = due_at(self.id.stage, &self.lot, plan);
+        Ok(match StageState::from_code(self.row.state)? {
+            StageState::Waiting if !state.is_live() || self.lot.live_count == 0 => Standing::Over,
+            StageState::Waiting if due_at > self.now => Standing::Later(due_at),
+            StageState::Waiting | StageState::Dispatched if held_by_operator => {
+                Standing::Later(from_micros(self.row.due_at))
+            }
+            StageState::Waiting => Standing::Due,
+            StageState::Dispatched => Standing::Anew,
+            StageState::Complete
+            | StageState::Recorded
+            | StageState::LotClosed
+            | StageState::Refused
+            | StageState::Abandoned => Standing::Later(from_micros(self.row.due_at)),
+        })
+    }
+
+    async fn set_aside(&mut self, state: StageState, due_at: Option<DateTime<Utc>>) -> Result<Published, StorageError> {
+        let mut change: stages::ActiveModel = self.row.clone().into();
+        // Only a stage that waits changes its state here.
+        if self.row.state == StageState::Waiting.code() {
+            change.state = Set(state.code());
+        }
+        if let Some(due_at) = due_at {
+            change.due_at = Set(to_micros(due_at));
+        }
+        self.write(change).await?;
+        Ok(Published::NotDue)
+    }
+
+    /// Writes the stage's row and ends the lease.
+    async fn write(&self, mut change: stages::ActiveModel) -> Result<(), DbErr> {
+        change.lease_owner = Set(None);
+        change.lease_until = Set(None);
+        change.update(self.tx).await?;
+        Ok(())
+    }
+
+    async fn publish(&mut self) -> Result<Published, StorageError> {
+        let admins = stage_recipients::Entity::find()
+            .filter(self.collected())
+            .filter(stage_recipients::Column::AgencyAdmin.eq(true));
+        if admins.count(self.tx).await? == 0 {
+            return self.nobody(HoldReason::NoAgencyAdmin).await;
+        }
+        let (mut in_app, mut emails) = (0, 0);
+        let mut after = String::new();
+        loop {
+            let page = stage_recipients::Entity::find()
+                .filter(self.collected())
+                .filter(stage_recipients::Column::UserId.gt(after))
+                .order_by_asc(stage_recipients::Column::UserId)
+                .limit(PAGE)
+                .all(self.tx)
+                .await?;
+            let Some(last) = page.last() else { break };
+            after = last.user_id.clone();
+            let (told, mailed) = self.tell(page).await?;
+            in_app += told;
+            emails += mailed;
+        }
+        let mut change: stages::ActiveModel = self.row.clone().into();
+        change.state = Set(if self.id.stage.by_email() { StageState::Dispatched } else { StageState::Complete }.code());
+        change.as_of_sequence = Set(Some(self.applied));
+        change.announced_delete_at = Set(Some(self.lot.delete_at));
+        change.dispatched_at = Set(Some(to_micros(self.now)));
+        change.delivered_at = Set((!self.id.stage.by_email()).then(|| to_micros(self.now)));
+        change.key_count = Set(self.lot.live_count);
+        change.in_app_count = Set(i64::try_from(in_app).unwrap_or(i64::MAX));
+        change.hold_reason = Set(None);
+        change.report_owed = Set(false);
+        self.write(change).await?;
+        Ok(Published::Dispatched { in_app, emails })
+    }
+
+    fn collected(&self) -> Condition {
+        Condition::all()
+            .add(stage_recipients::Column::PlanId.eq(self.id.plan_id.as_str()))
+            .add(stage_recipients::Column::AgencyId.eq(self.id.agency_id.as_str()))
+            .add(stage_recipients::Column::Stage.eq(self.id.stage.code()))
+    }
+
+    /// Notifies some of the people, and queues the emails of the agency admins among them.
+    async fn tell(&mut self, people: Vec<stage_recipients::Model>) -> Result<(u64, u64), StorageError> {
+        let local: Vec<&str> = people.iter().filter(|one| !one.agency_admin).map(|one| one.user_id.as_str()).collect();
+        let counts = live_counts(self.tx, &self.lot, self.id.stage.code(), &local).await?;
+        let (mut told, mut mailed) = (Vec::new(), Vec::new());
+        for one in people {
+            let key_count =
+                if one.agency_admin { self.lot.live_count } else { counts.get(&one.user_id).copied().unwrap_or(0) };
+            if key_count == 0 {
+                continue;
+            }
+            told.push(Told {
+                user_id: one.user_id.clone(),
+                whole_lot: one.agency_admin,
+                scope_stage: self.id.stage,
+                key_count,
+            });
+            if one.agency_admin && self.id.stage.by_email() {
+                mailed.push(addressee(one));
+            }
+        }
+        self.send(told, mailed, self.applied).await
+    }
+
+    async fn send(
+        &mut self,
+        told: Vec<Told>,
+        mailed: Vec<Addressee>,
+        as_of_sequence: i64,
+    ) -> Result<(u64, u64), StorageError> {
+        let news = News {
+            lot: &self.lot,
+            kind: Kind::Notice(self.id.stage),
+            subject: self.id.stage.name(),
+            key_id: "",
+            as_of_sequence,
+            reason: "",
+            now: self.now,
+        };
+        let in_app = notify(self.tx, &self.store.ids, &news, told, &mut self.notifications).await?;
+        let emails = queue(self.tx, &self.store.ids, &self.store.mail_domain, self.id, mailed, self.now).await?;
+        Ok((in_app, emails))
+    }
+
+    /// Notes that there is nobody to tell. key-service hears of it when that is new, or when it let the lot go in between.
+    async fn nobody(&mut self, reason: HoldReason) -> Result<Published, StorageError> {
+        let released = self.lot.state == LotState::Open.code() && !self.row.report_owed;
+        let news = self.row.hold_reason != Some(reason.code()) || released;
+        let mut change: stages::ActiveModel = self.row.clone().into();
+        change.hold_reason = Set(Some(reason.code()));
+        change.due_at = Set(to_micros(self.now + LOOK_AGAIN));
+        if news {
+            change.report_owed = Set(true);
+        }
+        self.write(change).await?;
+        Ok(Published::Undeliverable { reason, news })
+    }
+
+    /// Every address was refused: mails admins who are new, or whose address is.
+    async fn look_again(&mut self) -> Result<Published, StorageError> {
+        let admins = stage_recipients::Entity::find()
+            .filter(self.collected())
+            .filter(stage_recipients::Column::AgencyAdmin.eq(true))
+            .all(self.tx)
+            .await?;
+        let mine = deliveries::Entity::find()
+            .filter(deliveries::Column::PlanId.eq(self.id.plan_id.as_str()))
+            .filter(deliveries::Column::AgencyId.eq(self.id.agency_id.as_str()))
+            .filter(deliveries::Column::Stage.eq(self.id.stage.code()))
+            .all(self.tx)
+            .await?;
+        let (mut told, mut mailed, mut readdressed) = (Vec::new(), Vec::new(), 0);
+        for admin in admins {
+            match mine.iter().find(|delivery| delivery.user_id == admin.user_id) {
+                None => {
+                    let key_count = self.row.key_count;
+                    told.push(Told {
+                        user_id: admin.user_id.clone(),
+                        whole_lot: true,
+                        scope_stage: self.id.stage,
+                        key_count,
+                    });
+                    mailed.push(addressee(admin));
+                }
+                Some(failed) if failed.state == DeliveryState::Failed.code() && failed.recipient != admin.email => {
+                    let mut again: deliveries::ActiveModel = failed.clone().into();
+                    again.recipient = Set(admin.email);
+                    restart(&mut again, self.now);
+                    again.update(self.tx).await?;
+                    readdressed += 1;
+                }
+                Some(_) => {}
+            }
+        }
+        if mailed.is_empty() && readdressed == 0 {
+            return self.nobody(HoldReason::AllAddressesRefused).await;
+        }
+        let scopes: Vec<_> = told.iter().map(|one| scope(self.id, String::new(), one.user_id.clone())).collect();
+        notice_scopes::Entity::insert_many(scopes).on_conflict_do_nothing().exec_without_returning(self.tx).await?;
+        let (in_app, emails) = self.send(told, mailed, self.row.as_of_sequence.unwrap_or(self.applied)).await?;
+        let mut change: stages::ActiveModel = self.row.clone().into();
+        change.due_at = Set(to_micros(self.now + LOOK_AGAIN));
+        change.in_app_count = Set(self.row.in_app_count + i64::try_from(in_app).unwrap_or(0));
+        self.write(change).await?;
+        Ok(Published::Dispatched { in_app, emails: emails + readdressed })
+    }
+}
+
+/// Sets a delivery back to its beginning.
+pub(super) fn restart(delivery: &mut deliveries::ActiveModel, now: DateTime<Utc>) {
+    delivery.state = Set(DeliveryState::Pending.code());
+    delivery.attempts = Set(0);
+    delivery.next_attempt_at = Set(to_micros(now));
+    delivery.deferred_since_at = Set(None);
+    delivery.settled_at = Set(None);
+    delivery.lease_owner = Set(None);
+    delivery.lease_until = Set(None);
+}
+
+fn addressee(one: stage_recipients::Model) -> Addressee {
+    let name = format!("{} {}", one.first_name, one.last_name).trim().to_owned();
+    Addressee { user_id: one.user_id, recipient: one.email, name }
+}

@@ -1,0 +1,58 @@
+//! The database behind the ports: the projection of key-service's events, and the notices made from it.
+//!
+//! Row locks are taken in one order everywhere: the head, then stages, then deliveries.
+
+mod announce;
+mod banners;
+mod collect;
+mod deliveries;
+mod dispatch;
+pub(crate) mod entities;
+mod inbox;
+mod letters;
+mod migrator;
+mod outbox;
+mod projection;
+mod receipts;
+mod stages;
+
+use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr};
+use service_kit::ids::IdGenerator;
+
+pub use migrator::Migrator;
+
+use crate::app::ports::StorageError;
+
+/// The stores over one database.
+#[derive(Clone, Debug)]
+pub struct Store {
+    db: DatabaseConnection,
+    ids: IdGenerator,
+    mail_domain: String,
+}
+
+impl Store {
+    /// The stores over `db`. `mail_domain` stands behind the `@` of every `Message-ID`.
+    pub fn new(db: DatabaseConnection, ids: IdGenerator, mail_domain: String) -> Self {
+        Self { db, ids, mail_domain }
+    }
+
+    async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
+        service_kit::db::begin_write(&self.db).await
+    }
+}
+
+impl From<DbErr> for StorageError {
+    fn from(error: DbErr) -> Self {
+        if service_kit::db::is_unavailable(&error) || service_kit::db::is_conflict(&error) {
+            Self::Unavailable(error.to_string())
+        } else {
+            Self::Internal(error.to_string())
+        }
+    }
+}
+
+/// A row holds what no code of ours writes.
+fn corrupt(what: &str) -> StorageError {
+    StorageError::Internal(format!("the database holds an unknown {what}"))
+}

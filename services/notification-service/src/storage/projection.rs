@@ -1,0 +1,412 @@
+//! Applies events: what stands in `plans`, `lots` and `entries` follows from them alone.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sea_orm::prelude::*;
+use sea_orm::sea_query::{ExprTrait, OnConflict};
+use sea_orm::{ActiveValue::Set, DatabaseTransaction, QueryOrder, QuerySelect};
+use service_kit::time::to_micros;
+
+use super::announce::{self, Announcement};
+use super::entities::{entries, heads, lots, plans, stages};
+use super::stages::{StageState, due_at, waiting};
+use super::{Store, corrupt};
+use crate::app::ports::{ApplyError, ProjectionStore, StorageError};
+use crate::domain::event::{Payload, SweepEvent};
+use crate::domain::ids::{AgencyId, KeyId, PlanId};
+use crate::domain::notification::Kind;
+use crate::domain::plan::{Entry, HoldReason, LotState, PlanState, RescueCause};
+use crate::domain::stage::Stage;
+
+/// Rows in one INSERT: 12 values each stay far below SQLite's 32,766.
+const ROWS: usize = 1_000;
+
+/// The head's only row.
+const HEAD: i16 = 1;
+
+/// The head's row, locked: whoever writes notices or applies events goes one after the other.
+pub(super) async fn lock_head(tx: &DatabaseTransaction) -> Result<heads::Model, StorageError> {
+    heads::Entity::find_by_id(HEAD).lock_exclusive().one(tx).await?.ok_or_else(|| corrupt("head"))
+}
+
+#[async_trait]
+impl ProjectionStore for Store {
+    async fn cursor(&self) -> Result<i64, StorageError> {
+        let head = heads::Entity::find_by_id(HEAD).one(&self.db).await?.ok_or_else(|| corrupt("head"))?;
+        Ok(head.applied_sequence)
+    }
+
+    async fn apply(&self, events: Vec<SweepEvent>, now: DateTime<Utc>) -> Result<i64, ApplyError> {
+        let tx = self.begin().await.map_err(StorageError::from)?;
+        let head = lock_head(&tx).await?;
+        let mut applied = head.applied_sequence;
+        let mut change = Change { tx: &tx, ids: &self.ids, notifications: head.notification_sequence, now };
+        for event in events {
+            if event.sequence <= applied {
+                // Applied before a reconnect, or by another replica.
+                continue;
+            }
+            if event.sequence != applied + 1 {
+                return Err(ApplyError::Gap { expected: applied + 1, sequence: event.sequence });
+            }
+            applied = event.sequence;
+            change.apply(event).await?;
+        }
+        let notifications = change.notifications;
+        write_head(&tx, applied, notifications).await?;
+        tx.commit().await.map_err(StorageError::from)?;
+        Ok(applied)
+    }
+}
+
+pub(super) async fn write_head(tx: &DatabaseTransaction, applied: i64, notifications: i64) -> Result<(), StorageError> {
+    let row =
+        heads::ActiveModel { id: Set(HEAD), applied_sequence: Set(applied), notification_sequence: Set(notifications) };
+    row.update(tx).await?;
+    Ok(())
+}
+
+/// One transaction's events.
+struct Change<'a> {
+    tx: &'a DatabaseTransaction,
+    ids: &'a service_kit::ids::IdGenerator,
+    notifications: i64,
+    now: DateTime<Utc>,
+}
+
+impl Change<'_> {
+    async fn apply(&mut self, event: SweepEvent) -> Result<(), ApplyError> {
+        let SweepEvent { sequence, happened_at, plan_id, payload } = event;
+        let at = Position { sequence, plan_id };
+        match payload {
+            Payload::PlanPublished { delete_at, idle_since_at, last_delete_at, stage_window } => {
+                let row = plans::ActiveModel {
+                    plan_id: Set(at.plan_id.clone().into()),
+                    state: Set(PlanState::Open.code()),
+                    state_reason: Set(String::new()),
+                    delete_at: Set(to_micros(delete_at)),
+                    idle_since_at: Set(to_micros(idle_since_at)),
+                    last_delete_at: Set(to_micros(last_delete_at)),
+                    stage_window_ms: Set(stage_window.num_milliseconds()),
+                    published_at: Set(to_micros(happened_at)),
+                    sealed_sequence: Set(None),
+                    closed_sequence: Set(None),
+                    entry_count: Set(0),
+                    lot_count: Set(0),
+                };
+                plans::Entity::insert(row).exec_without_returning(self.tx).await.map_err(StorageError::from)?;
+            }
+            Payload::PlanEntries(entries) => self.add_entries(&at, entries).await?,
+            Payload::PlanSealed { entry_count, lot_count } => self.seal(&at, entry_count, lot_count).await?,
+            Payload::EntryRescued { agency_id, key_id, cause, rescued_at } => {
+                self.rescue(&at, &agency_id, &key_id, cause, rescued_at).await?
+            }
+            Payload::LotRescheduled { agency_id, delete_at } => self.reschedule(&at, &agency_id, delete_at).await?,
+            Payload::LotHeld { agency_id, hold_reason, reason } => {
+                self.hold(&at, &agency_id, hold_reason, reason).await?
+            }
+            Payload::LotReleased { agency_id } => self.release(&at, &agency_id).await?,
+            Payload::LotExecuted { agency_id, deleted_count, executed_at: _ } => {
+                self.execute(&at, &agency_id, deleted_count).await?
+            }
+            Payload::LotDeferred { agency_id, reason } => {
+                let lot = self.lot(&at, &agency_id).await?;
+                self.close_lot(&at, lot, LotState::Deferred, &reason, Some(Kind::Kept)).await?;
+            }
+            Payload::PlanCompleted => {
+                self.close_plan(&at, PlanState::Completed, String::new()).await?;
+            }
+            Payload::PlanCancelled { reason } => self.cancel(&at, reason).await?,
+        }
+        Ok(())
+    }
+
+    async fn plan(&self, at: &Position) -> Result<plans::Model, ApplyError> {
+        let found = plans::Entity::find_by_id(at.plan_id.as_str()).one(self.tx).await.map_err(StorageError::from)?;
+        found.ok_or_else(|| at.unfit("its plan was never published"))
+    }
+
+    async fn lot(&self, at: &Position, agency_id: &AgencyId) -> Result<lots::Model, ApplyError> {
+        let id = (at.plan_id.as_str().to_owned(), agency_id.as_str().to_owned());
+        let found = lots::Entity::find_by_id(id).one(self.tx).await.map_err(StorageError::from)?;
+        found.ok_or_else(|| at.unfit("its plan has no lot of this agency"))
+    }
+
+    async fn add_entries(&self, at: &Position, chunk: Vec<Entry>) -> Result<(), ApplyError> {
+        let plan = self.plan(at).await?;
+        if plan.sealed_sequence.is_some() {
+            return Err(at.unfit("its plan is sealed"));
+        }
+        let mut counts: BTreeMap<AgencyId, i64> = BTreeMap::new();
+        let mut rows = Vec::with_capacity(chunk.len());
+        for entry in chunk {
+            *counts.entry(entry.owner.agency_id.clone()).or_default() += 1;
+            rows.push(entry_row(at, entry));
+        }
+        while !rows.is_empty() {
+            let rest = rows.split_off(rows.len().min(ROWS));
+            entries::Entity::insert_many(rows).exec_without_returning(self.tx).await.map_err(StorageError::from)?;
+            rows = rest;
+        }
+        let lots = counts.into_iter().map(|(agency_id, count)| lots::ActiveModel {
+            plan_id: Set(plan.plan_id.clone()),
+            agency_id: Set(agency_id.into()),
+            state: Set(LotState::Open.code()),
+            hold_reason: Set(None),
+            state_reason: Set(String::new()),
+            delete_at: Set(plan.delete_at),
+            entry_count: Set(count),
+            live_count: Set(count),
+            closed_sequence: Set(None),
+        });
+        let grown = |column: lots::Column| Expr::col((lots::Entity, column)).add(Expr::col(("excluded", column)));
+        let conflict = OnConflict::columns([lots::Column::PlanId, lots::Column::AgencyId])
+            .value(lots::Column::EntryCount, grown(lots::Column::EntryCount))
+            .value(lots::Column::LiveCount, grown(lots::Column::LiveCount))
+            .to_owned();
+        lots::Entity::insert_many(lots)
+            .on_conflict(conflict)
+            .exec_without_returning(self.tx)
+            .await
+            .map_err(StorageError::from)?;
+        Ok(())
+    }
+
+    /// From here on the plan's lots count: their first notices may go out.
+    async fn seal(&self, at: &Position, entry_count: i64, lot_count: i64) -> Result<(), ApplyError> {
+        let plan = self.plan(at).await?;
+        let mut sealed: plans::ActiveModel = plan.clone().into();
+        sealed.sealed_sequence = Set(Some(at.sequence));
+        sealed.entry_count = Set(entry_count);
+        sealed.lot_count = Set(lot_count);
+        sealed.update(self.tx).await.map_err(StorageError::from)?;
+        let (mut lot_total, mut entry_total) = (0, 0);
+        let mut after = String::new();
+        loop {
+            let page = self.lots_after(at, &after).await?;
+            let Some(last) = page.last() else { break };
+            after.clone_from(&last.agency_id);
+            lot_total += page.len() as i64;
+            entry_total += page.iter().map(|lot| lot.entry_count).sum::<i64>();
+            let rows = page.iter().map(|lot| waiting(Stage::D15, lot, &plan, at.sequence));
+            stages::Entity::insert_many(rows)
+                .on_conflict_do_nothing()
+                .exec_without_returning(self.tx)
+                .await
+                .map_err(StorageError::from)?;
+        }
+        if (lot_total, entry_total) != (lot_count, entry_count) {
+            return Err(at.unfit(&format!(
+                "it counts {entry_count} entries in {lot_count} lots, of which {entry_total} in {lot_total} came"
+            )));
+        }
+        Ok(())
+    }
+
+    async fn lots_after(&self, at: &Position, after: &str) -> Result<Vec<lots::Model>, StorageError> {
+        let page = lots::Entity::find()
+            .filter(lots::Column::PlanId.eq(at.plan_id.as_str()))
+            .filter(lots::Column::AgencyId.gt(after))
+            .order_by_asc(lots::Column::AgencyId)
+            .limit(ROWS as u64);
+        Ok(page.all(self.tx).await?)
+    }
+
+    async fn rescue(
+        &mut self,
+        at: &Position,
+        agency_id: &AgencyId,
+        key_id: &KeyId,
+        cause: RescueCause,
+        rescued_at: DateTime<Utc>,
+    ) -> Result<(), ApplyError> {
+        let id = (at.plan_id.as_str().to_owned(), agency_id.as_str().to_owned(), key_id.as_str().to_owned());
+        let found = entries::Entity::find_by_id(id).one(self.tx).await.map_err(StorageError::from)?;
+        let entry = found.ok_or_else(|| at.unfit("its plan does not list this key"))?;
+        if entry.left_sequence.is_some() {
+            return Ok(());
+        }
+        let location_id = entry.location_id.clone();
+        let mut left: entries::ActiveModel = entry.into();
+        left.left_at = Set(Some(to_micros(rescued_at)));
+        left.left_sequence = Set(Some(at.sequence));
+        left.left_cause = Set(Some(cause.code()));
+        left.update(self.tx).await.map_err(StorageError::from)?;
+        let lot = self.lot(at, agency_id).await?;
+        let mut fewer: lots::ActiveModel = lot.clone().into();
+        fewer.live_count = Set(lot.live_count - 1);
+        fewer.update(self.tx).await.map_err(StorageError::from)?;
+        if cause == RescueCause::Used {
+            let rescued = announce::Rescued { key_id: key_id.as_str(), location_id: &location_id };
+            self.announce(at, &lot, Kind::Rescued, Some(rescued), "").await?;
+        }
+        Ok(())
+    }
+
+    async fn reschedule(
+        &mut self,
+        at: &Position,
+        agency_id: &AgencyId,
+        delete_at: DateTime<Utc>,
+    ) -> Result<(), ApplyError> {
+        let lot = self.lot(at, agency_id).await?;
+        // A deletion never moves earlier.
+        if to_micros(delete_at) <= lot.delete_at {
+            return Ok(());
+        }
+        let mut later: lots::ActiveModel = lot.into();
+        later.delete_at = Set(to_micros(delete_at));
+        let lot = later.update(self.tx).await.map_err(StorageError::from)?;
+        self.put_off_stages(at, &lot).await?;
+        self.announce(at, &lot, Kind::Rescheduled, None, "").await?;
+        Ok(())
+    }
+
+    /// Sets the time of the lot's waiting stage by its current deletion instant.
+    async fn put_off_stages(&self, at: &Position, lot: &lots::Model) -> Result<(), ApplyError> {
+        let plan = self.plan(at).await?;
+        for stage in Stage::ALL {
+            stages::Entity::update_many()
+                .col_expr(stages::Column::DueAt, Expr::value(to_micros(due_at(stage, lot, &plan))))
+                .filter(stages::Column::PlanId.eq(&lot.plan_id))
+                .filter(stages::Column::AgencyId.eq(&lot.agency_id))
+                .filter(stages::Column::Stage.eq(stage.code()))
+                .filter(stages::Column::State.eq(StageState::Waiting.code()))
+                .exec(self.tx)
+                .await
+                .map_err(StorageError::from)?;
+        }
+        Ok(())
+    }
+
+    async fn hold(
+        &self,
+        at: &Position,
+        agency_id: &AgencyId,
+        hold_reason: HoldReason,
+        reason: String,
+    ) -> Result<(), ApplyError> {
+        let lot = self.lot(at, agency_id).await?;
+        let mut held: lots::ActiveModel = lot.into();
+        held.state = Set(LotState::Held.code());
+        held.hold_reason = Set(Some(hold_reason.code()));
+        held.state_reason = Set(reason);
+        held.update(self.tx).await.map_err(StorageError::from)?;
+        Ok(())
+    }
+
+    async fn release(&self, at: &Position, agency_id: &AgencyId) -> Result<(), ApplyError> {
+        let lot = self.lot(at, agency_id).await?;
+        let mut open: lots::ActiveModel = lot.into();
+        open.state = Set(LotState::Open.code());
+        open.hold_reason = Set(None);
+        open.state_reason = Set(String::new());
+        let lot = open.update(self.tx).await.map_err(StorageError::from)?;
+        self.put_off_stages(at, &lot).await
+    }
+
+    async fn execute(&mut self, at: &Position, agency_id: &AgencyId, deleted_count: i64) -> Result<(), ApplyError> {
+        let lot = self.lot(at, agency_id).await?;
+        // Where key-service, in doubt, let keys live that no event told of, we cannot say which: better silence than a wrong list.
+        let told = (deleted_count == lot.live_count && deleted_count > 0).then_some(Kind::Deleted);
+        self.close_lot(at, lot, LotState::Executed, "", told).await
+    }
+
+    async fn close_lot(
+        &mut self,
+        at: &Position,
+        lot: lots::Model,
+        state: LotState,
+        reason: &str,
+        told: Option<Kind>,
+    ) -> Result<(), ApplyError> {
+        let mut closed: lots::ActiveModel = lot.into();
+        closed.state = Set(state.code());
+        closed.hold_reason = Set(None);
+        closed.state_reason = Set(reason.to_owned());
+        closed.closed_sequence = Set(Some(at.sequence));
+        let lot = closed.update(self.tx).await.map_err(StorageError::from)?;
+        stages::Entity::update_many()
+            .col_expr(stages::Column::State, Expr::value(StageState::Abandoned.code()))
+            .col_expr(stages::Column::ReportOwed, Expr::value(false))
+            .filter(stages::Column::PlanId.eq(&lot.plan_id))
+            .filter(stages::Column::AgencyId.eq(&lot.agency_id))
+            .filter(stages::Column::State.eq(StageState::Waiting.code()))
+            .exec(self.tx)
+            .await
+            .map_err(StorageError::from)?;
+        if let Some(kind) = told {
+            self.announce(at, &lot, kind, None, reason).await?;
+        }
+        Ok(())
+    }
+
+    async fn close_plan(&self, at: &Position, state: PlanState, reason: String) -> Result<(), ApplyError> {
+        let plan = self.plan(at).await?;
+        let mut closed: plans::ActiveModel = plan.into();
+        closed.state = Set(state.code());
+        closed.state_reason = Set(reason);
+        closed.closed_sequence = Set(Some(at.sequence));
+        closed.update(self.tx).await.map_err(StorageError::from)?;
+        Ok(())
+    }
+
+    async fn cancel(&mut self, at: &Position, reason: String) -> Result<(), ApplyError> {
+        self.close_plan(at, PlanState::Cancelled, reason.clone()).await?;
+        let mut after = String::new();
+        loop {
+            let page = self.lots_after(at, &after).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after.clone_from(&last.agency_id);
+            for lot in page {
+                if LotState::from_code(lot.state).ok_or_else(|| corrupt("lot state"))?.is_live() {
+                    self.close_lot(at, lot, LotState::Cancelled, &reason, Some(Kind::Kept)).await?;
+                }
+            }
+        }
+    }
+
+    async fn announce(
+        &mut self,
+        at: &Position,
+        lot: &lots::Model,
+        kind: Kind,
+        rescued: Option<announce::Rescued<'_>>,
+        reason: &str,
+    ) -> Result<(), StorageError> {
+        let news = Announcement { lot, kind, rescued, reason, sequence: at.sequence, now: self.now };
+        self.notifications = announce::announce(self.tx, self.ids, &news, self.notifications).await?;
+        Ok(())
+    }
+}
+
+/// Where in the history an event stands.
+struct Position {
+    sequence: i64,
+    plan_id: PlanId,
+}
+
+impl Position {
+    fn unfit(&self, reason: &str) -> ApplyError {
+        ApplyError::Unfit { sequence: self.sequence, reason: reason.to_owned() }
+    }
+}
+
+fn entry_row(at: &Position, entry: Entry) -> entries::ActiveModel {
+    entries::ActiveModel {
+        plan_id: Set(at.plan_id.as_str().to_owned()),
+        agency_id: Set(entry.owner.agency_id.into()),
+        key_id: Set(entry.key_id.into()),
+        location_id: Set(entry.owner.location_id.map(String::from).unwrap_or_default()),
+        display_name: Set(entry.display_name),
+        display_prefix: Set(entry.display_prefix),
+        created_at: Set(to_micros(entry.created_at)),
+        last_used_at: Set(entry.last_used_at.map(to_micros)),
+        idle_days: Set(entry.idle_days),
+        left_at: Set(None),
+        left_sequence: Set(None),
+        left_cause: Set(None),
+    }
+}
