@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    QuerySelect, Value,
 };
 use serde_json::json;
 use service_kit::db::begin_write;
@@ -17,7 +17,7 @@ use super::codes::{self, Coded};
 use super::entities::{entries, lots, receipts};
 use super::journal::Journal;
 use super::rescue::take_out;
-use super::sql::{IDLE_MICROS, for_update, last_use, receipted, statement};
+use super::sql::{IDLE_MICROS, for_update, last_use, receipted, statement, with_own_plans};
 use crate::app::sweep::{BatchOrder, BatchOutcome};
 use crate::domain::sweep::schedule::idle_since;
 use crate::domain::sweep::{EntryBlock, EntryState, KeyFacts, LotBlock, Receipts, entry_gate, lot_gate};
@@ -63,11 +63,33 @@ pub(super) async fn receipts_of(
     rows.iter().map(codes::receipt).collect()
 }
 
-/// A stretch of a lot's planned entries in the order of their keys, both ends included.
+/// A stretch of a lot's planned entries: their keys, not empty, in the order of the database.
+///
+/// Statements name these keys and bound the entries by the first and the last: so each touches a batch, whatever the
+/// database's statistics make it think of tables that were filled a moment ago.
 pub(super) struct Stretch<'a> {
     pub(super) order: &'a BatchOrder,
-    pub(super) first: String,
-    pub(super) last: String,
+    pub(super) key_ids: Vec<&'a str>,
+}
+
+impl Stretch<'_> {
+    fn first(&self) -> &str {
+        self.key_ids.first().copied().unwrap_or_default()
+    }
+
+    fn last(&self) -> &str {
+        self.key_ids.last().copied().unwrap_or_default()
+    }
+
+    /// Plan, agency, first and last key, then every key: the parameters from number `from` on. The second part is the list of the
+    /// keys' places.
+    fn parameters(&self, from: usize) -> (Vec<Value>, String) {
+        let bounds = [self.order.plan_id.as_str(), self.order.agency_id.as_str(), self.first(), self.last()];
+        let values = bounds.iter().chain(&self.key_ids).map(|text| (*text).into()).collect();
+        let from = from + bounds.len();
+        let places: Vec<String> = (from..from + self.key_ids.len()).map(|number| format!("${number}")).collect();
+        (values, places.join(", "))
+    }
 }
 
 /// Deletes the next batch of a lot, if its gate is open.
@@ -77,6 +99,7 @@ pub(super) async fn delete_batch(
     now: DateTime<Utc>,
 ) -> Result<BatchOutcome, StorageError> {
     let tx = begin_write(db).await?;
+    with_own_plans(&tx).await?;
     let row =
         lots::Entity::find_by_id((order.plan_id.clone(), order.agency_id.clone())).lock_exclusive().one(&tx).await?;
     let row = row.ok_or_else(|| StorageError::Internal(format!("plan {} has lost a lot", order.plan_id)))?;
@@ -100,12 +123,12 @@ pub(super) async fn delete_batch(
         .all(&tx)
         .await?;
     let (mut deleted, mut kept, mut stuck) = (0, 0, false);
-    if let (Some(first), Some(last)) = (batch.first(), batch.last()) {
-        let stretch = Stretch { order, first: first.key_id.clone(), last: last.key_id.clone() };
+    if !batch.is_empty() {
+        let stretch = Stretch { order, key_ids: batch.iter().map(|entry| entry.key_id.as_str()).collect() };
         (deleted, kept) = work_through(&tx, &mut journal, &stretch, &batch, now).await?;
         stuck = deleted + kept < batch.len() as u64;
         if !stuck {
-            set_swept_through(&tx, order, &stretch.last).await?;
+            set_swept_through(&tx, order, stretch.last()).await?;
         }
     }
     let ended = batch.len() < order.limit.max(1) as usize && !stuck;
@@ -151,7 +174,7 @@ async fn work_through(
     let order = stretch.order;
     let facts = lock_keys(tx, stretch).await?;
     let deleted = delete_keys(tx, stretch, now).await?;
-    mark_deleted(tx, order, &deleted, now).await?;
+    mark_deleted(tx, stretch, &deleted, now).await?;
     let mut kept = 0;
     let cutoff = idle_since(order.delete_at);
     for entry in batch {
@@ -190,18 +213,13 @@ async fn work_through(
 async fn lock_keys(tx: &DatabaseTransaction, stretch: &Stretch<'_>) -> Result<HashMap<String, KeyFacts>, StorageError> {
     let used = last_use("k");
     let lock = for_update(tx);
+    let values: Vec<Value> = stretch.key_ids.iter().map(|id| (*id).into()).collect();
+    let places: Vec<String> = (1..=values.len()).map(|number| format!("${number}")).collect();
+    let places = places.join(", ");
     let sql = format!(
         "SELECT k.id, k.state, k.revoke_at, k.agency_id, k.location_id, {used} AS last_use FROM api_keys k \
-         WHERE k.id IN (SELECT e.key_id FROM sweep_entries e WHERE e.plan_id = $1 AND e.agency_id = $2 \
-         AND e.key_id >= $3 AND e.key_id <= $4 AND e.state = 1) ORDER BY k.id{lock}"
+         WHERE k.id IN ({places}) ORDER BY k.id{lock}"
     );
-    let order = stretch.order;
-    let values = vec![
-        order.plan_id.as_str().into(),
-        order.agency_id.as_str().into(),
-        stretch.first.as_str().into(),
-        stretch.last.as_str().into(),
-    ];
     let mut facts = HashMap::new();
     for row in tx.query_all_raw(statement(tx, sql, values)).await? {
         let state: i16 = row.try_get("", "state")?;
@@ -226,34 +244,29 @@ pub(super) async fn delete_keys(
 ) -> Result<HashSet<String>, StorageError> {
     let used = last_use("api_keys");
     let receipted = receipted("l");
+    let (parameters, places) = stretch.parameters(3);
+    // The owner is compared so that no index of it can serve: each key is found by its id, never among all of its agency.
     let sql = format!(
         "UPDATE api_keys SET state = 3, secret_hash = NULL, sealed_secret = NULL, deleted_at = $1, revision = revision + 1 \
          WHERE api_keys.state = 1 AND api_keys.revoke_at IS NULL AND {used} <= $2 \
-         AND api_keys.id IN (SELECT e.key_id FROM sweep_entries e WHERE e.plan_id = $3 AND e.agency_id = $4 \
-         AND e.key_id >= $5 AND e.key_id <= $6 AND e.state = 1 AND e.agency_id = api_keys.agency_id \
-         AND (e.location_id = api_keys.location_id OR (e.location_id IS NULL AND api_keys.location_id IS NULL))) \
+         AND api_keys.id IN ({places}) \
+         AND EXISTS (SELECT 1 FROM sweep_entries e WHERE e.plan_id = $3 AND e.agency_id = $4 AND e.key_id = api_keys.id \
+         AND e.key_id >= $5 AND e.key_id <= $6 AND e.state = 1 AND e.agency_id IS NOT DISTINCT FROM api_keys.agency_id \
+         AND e.location_id IS NOT DISTINCT FROM api_keys.location_id) \
          AND EXISTS (SELECT 1 FROM sweep_lots l WHERE l.plan_id = $3 AND l.agency_id = $4 AND l.state = 1 AND l.hold_reason IS NULL \
          AND l.delete_at <= $1 AND l.last_delete_at >= $1 AND l.delete_at <= l.last_delete_at \
          AND $2 <= l.delete_at - {IDLE_MICROS} AND {receipted}) \
          RETURNING id"
     );
-    let order = stretch.order;
-    let cutoff = idle_since(order.delete_at) - order.slack.max(TimeDelta::zero());
-    let values = vec![
-        to_micros(now).into(),
-        to_micros(cutoff).into(),
-        order.plan_id.as_str().into(),
-        order.agency_id.as_str().into(),
-        stretch.first.as_str().into(),
-        stretch.last.as_str().into(),
-    ];
+    let cutoff = idle_since(stretch.order.delete_at) - stretch.order.slack.max(TimeDelta::zero());
+    let values = [vec![to_micros(now).into(), to_micros(cutoff).into()], parameters].concat();
     let rows = tx.query_all_raw(statement(tx, sql, values)).await?;
     rows.iter().map(|row| Ok(row.try_get("", "id")?)).collect()
 }
 
 async fn mark_deleted(
     tx: &DatabaseTransaction,
-    order: &BatchOrder,
+    stretch: &Stretch<'_>,
     deleted: &HashSet<String>,
     now: DateTime<Utc>,
 ) -> Result<(), StorageError> {
@@ -263,8 +276,9 @@ async fn mark_deleted(
     let marked = entries::Entity::update_many()
         .col_expr(entries::Column::State, Expr::value(EntryState::Deleted.code()))
         .col_expr(entries::Column::EndedAt, Expr::value(to_micros(now)))
-        .filter(entries::Column::PlanId.eq(&order.plan_id))
-        .filter(entries::Column::AgencyId.eq(&order.agency_id))
+        .filter(entries::Column::PlanId.eq(&stretch.order.plan_id))
+        .filter(entries::Column::AgencyId.eq(&stretch.order.agency_id))
+        .filter(entries::Column::KeyId.between(stretch.first(), stretch.last()))
         .filter(entries::Column::State.eq(EntryState::Planned.code()))
         .filter(entries::Column::KeyId.is_in(deleted))
         .exec(tx)

@@ -3,7 +3,8 @@
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
+    QuerySelect,
 };
 use serde_json::json;
 use service_kit::db::begin_write;
@@ -158,6 +159,11 @@ async fn publish(
     plan.published_at = Some(now);
     plan.entry_count = i64::try_from(entries).unwrap_or(i64::MAX);
     plan.lot_count = i64::try_from(lots).unwrap_or(i64::MAX);
+
+    // The database plans its reads of what was just written by what it knows of it.
+    if tx.get_database_backend() == DbBackend::Postgres {
+        tx.execute_unprepared("ANALYZE sweep_entries, sweep_lots").await?;
+    }
 
     journal.event(&plan.plan_id, EventPayload::published(plan));
     for range in chunks(tx, &plan.plan_id).await? {

@@ -50,3 +50,11 @@ pub(super) async fn without_parallel_workers(tx: &DatabaseTransaction) -> Result
     }
     Ok(())
 }
+
+/// Lets PostgreSQL plan each statement for its own parameters: an average of all lots fits neither the largest nor the smallest.
+pub(super) async fn with_own_plans(tx: &DatabaseTransaction) -> Result<(), StorageError> {
+    if tx.get_database_backend() == DbBackend::Postgres {
+        tx.execute_unprepared("SET LOCAL plan_cache_mode = force_custom_plan").await?;
+    }
+    Ok(())
+}

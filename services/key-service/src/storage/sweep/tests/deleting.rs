@@ -30,7 +30,7 @@ async fn order(house: &House, slack: TimeDelta) -> BatchOrder {
 async fn statement_deletes(house: &House, now: DateTime<Utc>) -> usize {
     let order = BatchOrder { delete_at: d(), ..order(house, TimeDelta::zero()).await };
     let tx = begin_write(&house.db).await.unwrap();
-    let stretch = Stretch { order: &order, first: "key_1".into(), last: "key_1".into() };
+    let stretch = Stretch { order: &order, key_ids: vec!["key_1"] };
     let deleted = delete_keys(&tx, &stretch, now).await.unwrap();
     tx.rollback().await.unwrap();
     deleted.len()
@@ -189,6 +189,14 @@ both_databases! {
             assert_eq!(statement_deletes(&house, d()).await, 0, "stage {stage} a microsecond late");
             at(-1).exec(&house.db).await.unwrap();
         }
+        // An instant moved earlier than the cutoff was made for, with receipts that would still do.
+        receipts::Entity::update_many()
+            .col_expr(receipts::Column::DeliveredAt, Expr::col(receipts::Column::DeliveredAt).sub(1_000_000_i64))
+            .exec(&house.db).await.unwrap();
+        set_lot(&house, lots::Column::DeleteAt, to_micros(d() - TICK)).await;
+        assert_eq!(statement_deletes(&house, d()).await, 0, "the cutoff is later than the lot's instant allows");
+        set_lot(&house, lots::Column::DeleteAt, to_micros(d())).await;
+        assert_eq!(statement_deletes(&house, d()).await, 1);
         entries::Entity::update_many().col_expr(entries::Column::State, Expr::value(RESCUED)).exec(&house.db).await.unwrap();
         assert_eq!(statement_deletes(&house, d()).await, 0, "no planned entry");
         entries::Entity::update_many().col_expr(entries::Column::State, Expr::value(PLANNED)).exec(&house.db).await.unwrap();
