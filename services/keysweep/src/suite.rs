@@ -74,6 +74,8 @@ pub struct Plan {
     pub ports: [u16; 3],
     /// Where emails go.
     pub mail: Mail,
+    /// How many emails a second at most, by the wall clock. `None`: the service's own default.
+    pub mails_per_second: Option<u32>,
     /// The time that all three live in.
     pub clock: SharedClock,
     /// Makes ids and secrets repeatable. `None`: the operating system's randomness.
@@ -248,6 +250,9 @@ impl Suite {
             Which::Notification => {
                 set("KEY_SERVICE__ENDPOINT", self.endpoint(Which::Key));
                 set("LOCATION_SERVICE__ENDPOINT", self.endpoint(Which::Location));
+                if let Some(most) = self.plan.mails_per_second {
+                    set("MAIL__MAX_PER_SECOND", most.to_string());
+                }
                 match &self.plan.mail {
                     Mail::Maildir(folder) => set("MAILDIR__PATH", folder.display().to_string()),
                     Mail::Smtp { host, port } => {

@@ -70,6 +70,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         keyrings: None,
         ports: [options.key_port, options.location_port, options.notification_port],
         mail: mail.clone(),
+        mails_per_second: None,
         clock: Arc::new(SystemClock),
         seed: None,
     })

@@ -142,6 +142,8 @@ async fn play_in(
         keyrings: place.keyrings(),
         ports: [0; 3],
         mail,
+        // No limit: the wall clock would hold up the simulated one.
+        mails_per_second: Some(0),
         clock: clock.clone(),
         seed: Some(options.seed),
     };
