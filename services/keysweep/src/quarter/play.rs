@@ -33,7 +33,8 @@ pub(crate) struct Notes {
     pub(crate) refused_uses: Vec<String>,
     /// Uses that were said to have rescued a key.
     pub(crate) rescues: HashSet<String>,
-    pub(crate) revocations: u64,
+    /// Rescues that the timeline has yet to sum up.
+    untold_rescues: usize,
     pub(crate) rotations: u64,
     pub(crate) banner_looks: u64,
     pub(crate) banner_faults: Vec<String>,
@@ -73,6 +74,7 @@ impl Play {
             let next =
                 [agenda.first_key_value().map(|(at, _)| *at), stops.first().copied()].into_iter().flatten().min();
             let Some(next) = next.filter(|at| *at <= end) else { break };
+            self.tell_rescues_until(next);
             self.clock.advance_to(next);
             bar.set_position((next - start).num_days().try_into().unwrap_or(0));
             let deeds = agenda.remove(&next).unwrap_or_default();
@@ -170,7 +172,6 @@ impl Play {
                 (Deed::Use, other) => self.notes.refused_uses.push(format!("{} at {now}: {other:?}", key.id)),
                 (Deed::Revoke, _) => {
                     key.ended_at = Some(now);
-                    self.notes.revocations += 1;
                 }
                 (Deed::Rotate, _) => {
                     key.ended_at = Some(now);
@@ -182,9 +183,14 @@ impl Play {
         Ok(())
     }
 
+    /// Names each rescue in a small world; in a large one sums them up by day.
     fn tell_rescues(&mut self, now: DateTime<Utc>, rescued: &[usize]) {
-        const NAMED: usize = 2;
-        for place in rescued.iter().take(NAMED) {
+        const NAMED: usize = 200;
+        if self.world.keys.len() > NAMED {
+            self.notes.untold_rescues += rescued.len();
+            return;
+        }
+        for place in rescued {
             let key = &self.world.keys[*place];
             let told = count(i64::try_from(self.world.admins_of(key.account).count()).unwrap_or(0), "admin");
             self.timeline.line(
@@ -193,8 +199,19 @@ impl Play {
                 &format!("{}… is used after all: it stays, and {told} will hear so", key.prefix),
             );
         }
-        if let Some(more) = rescued.len().checked_sub(NAMED).filter(|more| *more > 0) {
-            self.timeline.line(now, Topic::Rescue, &format!("and {more} more"));
+    }
+
+    /// Tells the rescues summed up so far, once their day is over.
+    fn tell_rescues_until(&mut self, next: DateTime<Utc>) {
+        let day = self.clock.now();
+        let untold = i64::try_from(self.notes.untold_rescues).unwrap_or(i64::MAX);
+        if untold > 0 && next.date_naive() != day.date_naive() {
+            self.timeline.line(
+                day,
+                Topic::Rescue,
+                &format!("{} used after all in this day: they stay", count(untold, "key")),
+            );
+            self.notes.untold_rescues = 0;
         }
     }
 

@@ -1,6 +1,8 @@
 //! What was promised, beside what happened: every promise is checked against the world's own notes, not the services' word.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -426,30 +428,48 @@ async fn no_secret_leaks(play: &Play, folder: &Path, files: bool) -> anyhow::Res
 }
 
 fn search_files(folder: &Path, secrets: &HashSet<&[u8]>, faults: &mut Vec<String>) -> anyhow::Result<usize> {
-    let lengths: BTreeSet<usize> = secrets.iter().map(|secret| secret.len()).collect();
-    let heads: HashSet<&[u8]> = secrets.iter().filter_map(|secret| secret.get(..8)).collect();
     let (mut searched, mut folders) = (0, vec![folder.to_path_buf()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
             if path.is_dir() {
                 folders.push(path);
-                continue;
-            }
-            searched += 1;
-            let bytes = std::fs::read(&path)?;
-            for start in 0..bytes.len().saturating_sub(8) {
-                let whole = heads.contains(&bytes[start..start + 8])
-                    && lengths
-                        .iter()
-                        .any(|length| bytes.get(start..start + length).is_some_and(|text| secrets.contains(text)));
-                if whole {
-                    faults.push(format!("{} holds a secret at byte {start}", path.display()));
+            } else {
+                searched += 1;
+                if holds_a_secret(&path, secrets)? {
+                    faults.push(format!("{} holds a secret", path.display()));
                 }
             }
         }
     }
     Ok(searched)
+}
+
+/// Searches a file window by window: a database may be larger than the memory that a quarter should take.
+fn holds_a_secret(path: &Path, secrets: &HashSet<&[u8]>) -> anyhow::Result<bool> {
+    const WINDOW: u64 = 1 << 20;
+    const HEAD: usize = 8;
+    let lengths: BTreeSet<usize> = secrets.iter().map(|secret| secret.len()).filter(|length| *length >= HEAD).collect();
+    let heads: HashSet<&[u8]> = secrets.iter().filter_map(|secret| secret.get(..HEAD)).collect();
+    let overlap = lengths.last().copied().unwrap_or(0);
+    let mut file = File::open(path)?;
+    let mut window: Vec<u8> = Vec::new();
+    loop {
+        // What may be the beginning of a secret is looked at again with what follows it.
+        window.drain(..window.len().saturating_sub(overlap));
+        if file.by_ref().take(WINDOW).read_to_end(&mut window)? == 0 {
+            return Ok(false);
+        }
+        let found = window.windows(HEAD).enumerate().any(|(start, head)| {
+            heads.contains(head)
+                && lengths
+                    .iter()
+                    .any(|length| window.get(start..start + length).is_some_and(|text| secrets.contains(text)))
+        });
+        if found {
+            return Ok(true);
+        }
+    }
 }
 
 async fn audit_whole(play: &Play) -> anyhow::Result<Promise> {
@@ -461,4 +481,26 @@ async fn audit_whole(play: &Play) -> anyhow::Result<Promise> {
         format!("{} events", proof.checked_count),
         faults,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_found_wherever_it_stands_in_a_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        let secret = b"ksw_loc_0123456789".as_slice();
+        let secrets = HashSet::from([secret]);
+        for before in [0, 100, (1 << 20) - 5, 3 << 20] {
+            let mut bytes = vec![b'k'; before];
+            bytes.extend_from_slice(secret);
+            std::fs::write(&path, &bytes).expect("written");
+            assert!(holds_a_secret(&path, &secrets).expect("read"), "after {before} bytes");
+            bytes.pop();
+            std::fs::write(&path, &bytes).expect("written");
+            assert!(!holds_a_secret(&path, &secrets).expect("read"), "a part after {before} bytes");
+        }
+    }
 }
