@@ -13,6 +13,8 @@ const PROTOS: &[&str] = &[
     "keysweep/location/v2/location_service.proto",
     "keysweep/location/v2/user_service.proto",
     "keysweep/notification/v1/notification_service.proto",
+    // For reflection: clients decode the details of errors by it.
+    "google/rpc/error_details.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -22,10 +22,10 @@ pub struct Page {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PageError {
     /// The size is negative.
-    #[error("page_size must not be negative")]
+    #[error("must not be negative")]
     NegativeSize,
     /// The token is not one of ours, or was issued for another list or filter.
-    #[error("page_token was not issued for this list with these filters")]
+    #[error("was not issued for this list with these filters")]
     ForeignToken,
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::page::PageError;
 use crate::violations::Violations;
 
 /// The `domain` of every `google.rpc.ErrorInfo`.
@@ -109,15 +110,22 @@ pub fn deadline_exceeded() -> Status {
 }
 
 /// INVALID_ARGUMENT for a page that cannot be had.
-pub fn page_error(error: crate::page::PageError) -> Status {
+pub fn page_error(error: PageError) -> Status {
     match error {
-        crate::page::PageError::NegativeSize => invalid_fields(&Violations::of("page_size", error.to_string())),
-        crate::page::PageError::ForeignToken => {
-            StatusBuilder::new(Code::InvalidArgument, "PAGE_TOKEN_INVALID", error.to_string())
-                .violations(&Violations::of("page_token", error.to_string()))
+        PageError::NegativeSize => invalid_fields(&Violations::of("page_size", error.to_string())),
+        PageError::ForeignToken => {
+            let violations = Violations::of("page_token", error.to_string());
+            StatusBuilder::new(Code::InvalidArgument, "PAGE_TOKEN_INVALID", format!("invalid request: {violations}"))
+                .violations(&violations)
                 .build()
         }
     }
+}
+
+/// INVALID_ARGUMENT for a message that is no protobuf of its type. `cause` says where it breaks off.
+pub fn undecodable(cause: &str) -> Status {
+    StatusBuilder::new(Code::InvalidArgument, "INVALID_FIELDS", format!("the message cannot be decoded: {cause}"))
+        .build()
 }
 
 #[cfg(test)]

@@ -43,9 +43,9 @@ impl SubscriptionStatus {
         self.connected_at.is_some() && self.heard_at.is_some_and(|at| at.elapsed() < SILENCE)
     }
 
-    /// Time since everything heard of was applied.
-    pub fn lag(&self) -> Option<Duration> {
-        self.caught_up_at.map(|at| at.elapsed())
+    /// For how long something heard of has not been applied, given the last event that was: zero while there is nothing.
+    pub fn lag(&self, applied: i64) -> Option<Duration> {
+        self.caught_up_at.map(|at| if applied < self.head_sequence { at.elapsed() } else { Duration::ZERO })
     }
 }
 

@@ -132,7 +132,7 @@ pub(super) fn delivery(it: Delivery) -> proto::Delivery {
 }
 
 pub(super) fn subscription(status: SubscriptionStatus, applied_sequence: i64, owed: Owed) -> proto::Subscription {
-    let lag = status.lag().map(|lag| TimeDelta::from_std(lag).unwrap_or(TimeDelta::MAX));
+    let lag = status.lag(applied_sequence).map(|lag| TimeDelta::from_std(lag).unwrap_or(TimeDelta::MAX));
     proto::Subscription {
         subscriber: NAME.to_owned(),
         connected: status.is_connected(),

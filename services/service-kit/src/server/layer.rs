@@ -18,7 +18,7 @@ use tracing::Instrument;
 use crate::actor::{self, Actor};
 use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY, is_traceparent};
 use crate::entropy::{Entropy, OsEntropy};
-use crate::status::{StatusBuilder, deadline_exceeded};
+use crate::status::{StatusBuilder, deadline_exceeded, undecodable};
 
 /// Our own deadline ends a call just before tonic's does, which would call it CANCELLED.
 const BEFORE_TONIC: Duration = Duration::from_millis(5);
@@ -77,7 +77,8 @@ where
         let limit = [own, caller_timeout(request.headers())].into_iter().flatten().min();
         let traceparent =
             header(request.headers(), TRACEPARENT_KEY).filter(|value| is_traceparent(value)).map(str::to_owned);
-        let span = tracing::info_span!("grpc", path, request_id, traceparent);
+        // At the level of errors, so that an error's line carries the call's id whatever else is logged.
+        let span = tracing::error_span!("grpc", path, request_id, traceparent);
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         request.extensions_mut().insert(RequestContext {
             request_id: request_id.clone(),
@@ -94,9 +95,23 @@ where
                     .await
                     .unwrap_or_else(|_| Ok(deadline_exceeded().into_http())),
             };
-            response.map(|response| finish(response, &request_id, &path, started))
+            response.map(|response| finish(blame_the_sender(response), &request_id, &path, started))
         };
         Box::pin(bounded.instrument(span))
+    }
+}
+
+/// tonic calls a message that it cannot decode INTERNAL, which it is not: anybody could fill the log with our faults.
+fn blame_the_sender(response: Response<Body>) -> Response<Body> {
+    const DECODING: &str = "failed to decode Protobuf message: ";
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::Internal && status.details().is_empty() => {
+            match status.message().strip_prefix(DECODING) {
+                Some(cause) => undecodable(cause).into_http(),
+                None => response,
+            }
+        }
+        _ => response,
     }
 }
 
@@ -181,6 +196,18 @@ fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tonic_types::StatusExt;
+
+    #[test]
+    fn a_message_that_cannot_be_decoded_is_the_senders_fault() {
+        let decoding = Status::internal("failed to decode Protobuf message: A.b: buffer underflow").into_http();
+        let told = Status::from_header_map(blame_the_sender(decoding).headers()).expect("a status");
+        assert_eq!(told.code(), Code::InvalidArgument);
+        assert!(told.message().contains("A.b: buffer underflow"), "{told:?}");
+        assert_eq!(told.get_error_details().error_info().map(|info| info.reason.as_str()), Some("INVALID_FIELDS"));
+        let own = Status::from_header_map(blame_the_sender(crate::status::internal().into_http()).headers());
+        assert_eq!(own.expect("a status").code(), Code::Internal);
+    }
 
     #[test]
     fn timeouts_of_every_unit_are_read() {
