@@ -1,7 +1,5 @@
 //! Where PostgreSQL's server or aiosmtpd is not installed, the tests that need it are left out, and say so.
 
-#![expect(clippy::print_stdout, reason = "a build script speaks to cargo on its standard output")]
-
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 

@@ -1,8 +1,8 @@
 //! The time, passed and never fetched.
 
 use std::fmt::Debug;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::BoxFuture;
@@ -14,6 +14,10 @@ use crate::time::truncate;
 pub trait Clock: Send + Sync + Debug {
     /// The current instant, cut to the microsecond.
     fn now(&self) -> DateTime<Utc>;
+
+    /// Time that has passed since some fixed instant, as the process itself has lived through it: setting the clock does not
+    /// change it.
+    fn lived(&self) -> Duration;
 
     /// Waits until [`Clock::now`] has reached `at`; returns at once when it has already.
     fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()>;
@@ -35,6 +39,11 @@ impl Clock for SystemClock {
         truncate(Utc::now())
     }
 
+    fn lived(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
+
     fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             while let Ok(left) = (at - self.now()).to_std() {
@@ -51,22 +60,31 @@ impl Clock for SystemClock {
 #[derive(Debug)]
 pub struct SimulatedClock {
     now: watch::Sender<DateTime<Utc>>,
+    lived: Mutex<Duration>,
 }
 
 impl SimulatedClock {
     /// A clock that stands at `start`.
     pub fn new(start: DateTime<Utc>) -> Self {
-        Self { now: watch::Sender::new(truncate(start)) }
+        Self { now: watch::Sender::new(truncate(start)), lived: Mutex::default() }
     }
 
-    /// Moves the clock to `at` and wakes who waited for it. An earlier instant moves it backwards.
+    /// Lets time pass until `at` and wakes who waited for it. An earlier instant sets the clock back.
     pub fn advance_to(&self, at: DateTime<Utc>) {
-        self.now.send_replace(truncate(at));
+        if let Ok(passed) = (truncate(at) - self.now()).to_std() {
+            *self.lived.lock().unwrap_or_else(PoisonError::into_inner) += passed;
+        }
+        self.set_to(at);
     }
 
-    /// Moves the clock on by `by`.
+    /// Lets `by` pass.
     pub fn advance(&self, by: TimeDelta) {
         self.advance_to(self.now() + by);
+    }
+
+    /// Sets the clock without any time having passed.
+    pub fn set_to(&self, at: DateTime<Utc>) {
+        self.now.send_replace(truncate(at));
     }
 }
 
@@ -75,12 +93,58 @@ impl Clock for SimulatedClock {
         *self.now.borrow()
     }
 
+    fn lived(&self) -> Duration {
+        *self.lived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()> {
         let mut changes = self.now.subscribe();
         Box::pin(async move {
             // The sender lives as long as `self`, so waiting cannot fail.
             let _ = changes.wait_for(|now| *now >= at).await;
         })
+    }
+}
+
+/// Clocks are disciplined by small steps all the time; what is larger than this is a jump.
+const JUMP: TimeDelta = TimeDelta::seconds(10);
+
+/// Notices when a clock was set forward while the process lived: then less time has passed than the clock says.
+///
+/// A process that was not running has seen no jump, however long it was away. Setting the clock back takes the lead away.
+#[derive(Debug)]
+pub struct JumpWatch {
+    clock: SharedClock,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    now: DateTime<Utc>,
+    lived: Duration,
+    ahead: TimeDelta,
+}
+
+impl JumpWatch {
+    /// Watches `clock` from now on.
+    pub fn new(clock: SharedClock) -> Self {
+        let seen = Seen { now: clock.now(), lived: clock.lived(), ahead: TimeDelta::zero() };
+        Self { clock, seen: Mutex::new(seen) }
+    }
+
+    /// How far the clock is ahead of the time that has passed since the watch began; zero where it never jumped. To be asked
+    /// often: steps of up to ten seconds between two questions count as the discipline of the clock.
+    pub fn ahead(&self) -> TimeDelta {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, lived) = (self.clock.now(), self.clock.lived());
+        let passed = TimeDelta::from_std(lived.saturating_sub(seen.lived)).unwrap_or(TimeDelta::MAX);
+        let step = (now - seen.now) - passed;
+        if step.abs() > JUMP {
+            seen.ahead = (seen.ahead + step).max(TimeDelta::zero());
+            tracing::warn!(step_s = step.num_seconds(), ahead_s = seen.ahead.num_seconds(), "the clock jumped");
+        }
+        (seen.now, seen.lived) = (now, lived);
+        seen.ahead
     }
 }
 
@@ -98,5 +162,24 @@ mod tests {
         assert!((&mut sleep).now_or_never().is_none());
         clock.advance(TimeDelta::microseconds(1));
         assert!(sleep.now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_clock_that_was_set_forward_is_ahead_until_it_is_set_back() {
+        let start = crate::time::from_micros(0);
+        let clock = Arc::new(SimulatedClock::new(start));
+        let watch = JumpWatch::new(clock.clone());
+        clock.advance(TimeDelta::days(90));
+        assert_eq!(watch.ahead(), TimeDelta::zero());
+        clock.set_to(clock.now() + JUMP);
+        assert_eq!(watch.ahead(), TimeDelta::zero(), "a small step is no jump");
+        clock.set_to(clock.now() + TimeDelta::days(2));
+        assert_eq!(watch.ahead(), TimeDelta::days(2));
+        clock.advance(TimeDelta::days(1));
+        assert_eq!(watch.ahead(), TimeDelta::days(2), "time that passes keeps the lead");
+        clock.set_to(clock.now() - TimeDelta::days(2));
+        assert_eq!(watch.ahead(), TimeDelta::zero());
+        clock.set_to(clock.now() - TimeDelta::days(5));
+        assert_eq!(watch.ahead(), TimeDelta::zero(), "a clock behind is not ahead");
     }
 }
