@@ -4,6 +4,9 @@ use service_kit::actor::Actor;
 
 use super::KeyError;
 
+/// Who may where a person or a service may.
+pub(crate) const PERSON_OR_SERVICE: &str = "user/<id> or service/<name>";
+
 /// Who a call is made for, and the id it is logged and audited under.
 #[derive(Debug, Clone, Default)]
 pub struct Caller {
@@ -30,7 +33,7 @@ impl Caller {
         match &self.actor {
             Some(actor @ (Actor::User(_) | Actor::Service(_))) => Ok(actor.clone()),
             Some(actor @ Actor::ApiKey(_)) => {
-                Err(KeyError::ActorNotAllowed { actor: actor.to_string(), required: "user/<id> or service/<name>" })
+                Err(KeyError::ActorNotAllowed { actor: actor.to_string(), required: PERSON_OR_SERVICE })
             }
             None => Ok(Actor::local_service()),
         }

@@ -9,4 +9,5 @@ pub mod upkeep;
 pub mod usage;
 
 pub use caller::Caller;
+pub(crate) use caller::PERSON_OR_SERVICE;
 pub use error::{KeyError, StorageError};

@@ -40,11 +40,11 @@ fn caller<T>(request: &Request<T>) -> Caller {
     Caller { actor, call_id: request_id }
 }
 
-fn invalid(faults: Violations) -> Status {
+pub(super) fn invalid(faults: Violations) -> Status {
     invalid_fields(&faults)
 }
 
-fn bad(request: BadRequest) -> Status {
+pub(super) fn bad(request: BadRequest) -> Status {
     match request {
         BadRequest::Fields(faults) => invalid_fields(&faults),
         BadRequest::Page(error) => page_error(error),
@@ -75,7 +75,7 @@ impl KeyService for KeyApi {
     ) -> Result<Response<proto::GenerateApiKeyResponse>, Status> {
         let caller = caller(&request);
         caller.person().map_err(key_status)?;
-        let command = requests::generate(request.into_inner()).map_err(invalid)?;
+        let command = requests::generate(request.into_inner(), self.keys.as_of()).map_err(invalid)?;
         let issued = self.keys.generate(&caller, &command).await.map_err(key_status)?;
         let secret = shown(&issued);
         Ok(Response::new(proto::GenerateApiKeyResponse { api_key: Some(self.key(issued.key)), secret }))
@@ -115,7 +115,7 @@ impl KeyService for KeyApi {
     ) -> Result<Response<proto::ApiKey>, Status> {
         let caller = caller(&request);
         caller.person_or_service().map_err(key_status)?;
-        let command = requests::update(request.into_inner()).map_err(invalid)?;
+        let command = requests::update(request.into_inner(), self.keys.as_of()).map_err(invalid)?;
         let key = self.keys.update(&caller, &command).await.map_err(key_status)?;
         Ok(Response::new(self.key(key)))
     }

@@ -1,5 +1,9 @@
 //! Reading requests: every fault of every field at once.
+//!
+//! An expiry in the past counts here only beside other faults. Alone it is for the use case to judge: it may have come since the
+//! call was first made, and a repeated call is answered all the same.
 
+use chrono::{DateTime, Utc};
 use keysweep_proto::key::v1 as proto;
 use service_kit::page::{self, Page, PageError};
 use service_kit::time::duration_from_proto;
@@ -8,7 +12,7 @@ use service_kit::violations::Violations;
 use super::convert::{instant, raw_owner, state_filter};
 use crate::app::audit::AuditFilter;
 use crate::app::keys::{Generate, KeyChanges, KeyFilter, Revoke, Rotate, Update};
-use crate::domain::key::{Networks, Overlap, Presented, RawKeySpec, Scopes, Secret, check_display_name};
+use crate::domain::key::{Networks, Overlap, Presented, RawKeySpec, Scopes, Secret, check_display_name, check_expiry};
 
 /// A reason given for the audit.
 const MAX_REASON_CHARS: usize = 500;
@@ -37,7 +41,7 @@ pub(super) fn required_id(id: String, field: &str, faults: &mut Violations) -> S
     id
 }
 
-pub(super) fn generate(request: proto::GenerateApiKeyRequest) -> Result<Generate, Violations> {
+pub(super) fn generate(request: proto::GenerateApiKeyRequest, now: DateTime<Utc>) -> Result<Generate, Violations> {
     let mut faults = Violations::default();
     let raw = RawKeySpec {
         owner: raw_owner(request.owner),
@@ -46,11 +50,15 @@ pub(super) fn generate(request: proto::GenerateApiKeyRequest) -> Result<Generate
         allowed_cidrs: request.allowed_cidrs,
         expires_at: instant(request.expire_time.as_ref(), "expire_time", &mut faults),
     };
+    let expires_at = raw.expires_at;
     let spec = raw.check(&mut faults);
     faults.check_request_id("request_id", &request.request_id);
     match spec {
         Some(spec) if faults.is_empty() => Ok(Generate { spec, request_id: request.request_id }),
-        _ => Err(faults),
+        _ => {
+            check_expiry(expires_at, now, "expire_time", &mut faults);
+            Err(faults)
+        }
     }
 }
 
@@ -99,7 +107,7 @@ pub(super) fn list_events(request: &proto::ListAuditEventsRequest) -> Result<(Au
 }
 
 /// A wrong size is one more fault of a field; a foreign token has a reason of its own, told once the fields are right.
-fn page(size: i32, token: &str, name: &str, mut faults: Violations) -> Result<Page, BadRequest> {
+pub(super) fn page(size: i32, token: &str, name: &str, mut faults: Violations) -> Result<Page, BadRequest> {
     match page::decode(size, token, name) {
         Err(PageError::NegativeSize) => {
             faults.push("page_size", PageError::NegativeSize.to_string());
@@ -115,7 +123,7 @@ fn filled(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-pub(super) fn update(request: proto::UpdateApiKeyRequest) -> Result<Update, Violations> {
+pub(super) fn update(request: proto::UpdateApiKeyRequest, now: DateTime<Utc>) -> Result<Update, Violations> {
     let mut faults = Violations::default();
     faults.check_request_id("request_id", &request.request_id);
     let Some(key) = request.api_key else {
@@ -144,6 +152,9 @@ pub(super) fn update(request: proto::UpdateApiKeyRequest) -> Result<Update, Viol
         changes.networks = Some(Networks::parse(&key.allowed_cidrs, "api_key.allowed_cidrs", &mut faults));
     }
     let key_id = required_id(key.key_id, "api_key.key_id", &mut faults);
+    if !faults.is_empty() {
+        check_expiry(changes.expires_at.flatten(), now, "api_key.expire_time", &mut faults);
+    }
     faults.into_result()?;
     Ok(Update { key_id, etag: key.etag, changes, request_id: request.request_id })
 }
@@ -181,6 +192,10 @@ mod tests {
 
     use super::*;
 
+    fn now() -> DateTime<Utc> {
+        DateTime::from_timestamp(1_795_000_000, 0).unwrap()
+    }
+
     fn fields(faults: &Violations) -> Vec<&str> {
         faults.iter().map(|fault| fault.field.as_str()).collect()
     }
@@ -195,7 +210,7 @@ mod tests {
             allowed_cidrs: vec!["here".into()],
             request_id: "a b".into(),
         };
-        let faults = generate(request).unwrap_err();
+        let faults = generate(request, now()).unwrap_err();
         assert_eq!(
             fields(&faults),
             ["expire_time", "owner", "display_name", "scopes[0]", "allowed_cidrs[0]", "request_id"]
@@ -203,11 +218,40 @@ mod tests {
     }
 
     #[test]
+    fn an_expiry_in_the_past_is_told_beside_other_faults_and_left_to_the_use_case_alone() {
+        let past = Some(Timestamp { seconds: now().timestamp(), nanos: 0 });
+        let agency = proto::owner::Account::AgencyId("agy_1".into());
+        let request = proto::GenerateApiKeyRequest {
+            owner: Some(proto::Owner { account: Some(agency) }),
+            expire_time: past,
+            allowed_cidrs: vec!["10.0.0.0/99".into()],
+            ..Default::default()
+        };
+        assert_eq!(fields(&generate(request.clone(), now()).unwrap_err()), ["allowed_cidrs[0]", "expire_time"]);
+        assert!(generate(proto::GenerateApiKeyRequest { allowed_cidrs: vec![], ..request }, now()).is_ok());
+
+        let ask = |allowed_cidrs: Vec<String>, paths: &[&str]| {
+            let mask = FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() };
+            let key = proto::ApiKey { key_id: "key_1".into(), expire_time: past, allowed_cidrs, ..Default::default() };
+            let request =
+                proto::UpdateApiKeyRequest { api_key: Some(key), update_mask: Some(mask), request_id: String::new() };
+            update(request, now())
+        };
+        let here = || vec!["here".to_owned()];
+        assert_eq!(fields(&ask(here(), &[]).unwrap_err()), ["api_key.allowed_cidrs[0]", "api_key.expire_time"]);
+        assert!(ask(vec![], &[]).is_ok());
+        // What the mask leaves out is not looked at.
+        assert_eq!(fields(&ask(here(), &["allowed_cidrs"]).unwrap_err()), ["api_key.allowed_cidrs[0]"]);
+    }
+
+    #[test]
     fn a_mask_names_what_changes_and_its_absence_means_what_is_set() {
         let key = proto::ApiKey { key_id: "key_1".into(), display_name: "new".into(), ..Default::default() };
         let ask = |paths: Option<Vec<&str>>| {
             let update_mask = paths.map(|paths| FieldMask { paths: paths.into_iter().map(str::to_owned).collect() });
-            update(proto::UpdateApiKeyRequest { api_key: Some(key.clone()), update_mask, request_id: String::new() })
+            let request =
+                proto::UpdateApiKeyRequest { api_key: Some(key.clone()), update_mask, request_id: String::new() };
+            update(request, now())
         };
         let name = Some("new".to_owned());
         let changes = ask(None).unwrap().changes;

@@ -82,6 +82,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn messages_are_those_of_the_sweep() {
+        let reused = key_status(KeyError::RequestIdReused);
+        assert_eq!(reused.message(), "the request_id was used within 24 h for a call with other contents");
+        let missing = key_status(KeyError::NotFound { key_id: "key_1".into() });
+        assert_eq!(missing.message(), "there is no key key_1");
+    }
+
+    #[test]
     fn every_error_has_its_code_reason_and_facts() {
         let key_id = || "key_1".to_owned();
         let cases = [

@@ -119,9 +119,16 @@ both_databases! {
 
     async fn faults_are_told_whole(db: TestDatabase) {
         let mut running = Running::start(&db, &ring_text(7), 1).await;
-        let bad = proto::GenerateApiKeyRequest { display_name: "\u{7}".into(), request_id: "a b".into(), ..Default::default() };
+        let past = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+        let bad = proto::GenerateApiKeyRequest {
+            display_name: "\u{7}".into(), request_id: "a b".into(), expire_time: past, ..Default::default()
+        };
         let status = running.client.generate_api_key(as_actor(bad, "user/usr_1")).await.unwrap_err();
         assert_eq!(reason(&status), (Code::InvalidArgument, "INVALID_FIELDS".into()));
+        assert_eq!(status.get_error_details().bad_request().unwrap().field_violations.len(), 4);
+        let key = proto::ApiKey { expire_time: past, allowed_cidrs: vec!["here".into()], ..Default::default() };
+        let bad = proto::UpdateApiKeyRequest { api_key: Some(key), ..Default::default() };
+        let status = running.client.update_api_key(as_actor(bad, "user/usr_1")).await.unwrap_err();
         assert_eq!(status.get_error_details().bad_request().unwrap().field_violations.len(), 3);
         let list = proto::ListApiKeysRequest { page_token: "bm9uZQ".into(), ..Default::default() };
         let status = running.client.list_api_keys(list).await.unwrap_err();

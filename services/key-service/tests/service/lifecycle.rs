@@ -52,6 +52,11 @@ both_databases! {
         assert!(row.state == 2 && row.secret_hash.is_none() && row.sealed_secret.is_none());
         assert_eq!(world.code(&old_secret).await, VerifyCode::Revoked);
         assert_eq!(world.actions(&old.key.key_id).await, ["key.generated", "key.rotated", "key.overlap_ended"]);
+        let rotation = world.detail(&old.key.key_id, "key.rotated").await;
+        let expected = serde_json::json!({
+            "successor_key_id": rotated.successor.key.key_id, "revoke_time": "2026-11-25T11:06:40Z",
+        });
+        assert_eq!(rotation, expected);
     }
 
     async fn a_rotation_repeated_is_one_successor_with_its_secret(db: TestDatabase) {

@@ -10,6 +10,7 @@ use key_service::app::keys::{Generate, Issued, KeyParts, KeySettings, Keys, Reve
 use key_service::app::sweep::EventSignal;
 use key_service::app::upkeep::Upkeep;
 use key_service::app::usage::UsageRecorder;
+use key_service::domain::audit::AuditEvent;
 use key_service::domain::key::{KeySpec, Networks, Owner, Presented, Scopes, Secret, VerifyCode};
 use key_service::storage::entities::api_keys;
 use key_service::storage::{Migrator, SqlStore};
@@ -104,10 +105,20 @@ impl World {
     }
 
     pub(crate) async fn actions(&self, key_id: &str) -> Vec<String> {
+        self.events(key_id).await.into_iter().map(|event| event.action).collect()
+    }
+
+    /// The detail of a key's only audit event of an action.
+    pub(crate) async fn detail(&self, key_id: &str, action: &str) -> serde_json::Value {
+        let mut events = self.events(key_id).await.into_iter().filter(|event| event.action == action);
+        let (Some(event), None) = (events.next(), events.next()) else { panic!("not one {action}") };
+        serde_json::from_str(&event.detail).unwrap()
+    }
+
+    async fn events(&self, key_id: &str) -> Vec<AuditEvent> {
         let filter = key_service::app::audit::AuditFilter { key_id: Some(key_id.to_owned()), ..Default::default() };
         let page = service_kit::page::Page { size: 100, cursor: None };
-        let (events, _) = self.audit.list(&filter, &page).await.unwrap().unwrap();
-        events.into_iter().map(|event| event.action).collect()
+        self.audit.list(&filter, &page).await.unwrap().unwrap().0
     }
 }
 

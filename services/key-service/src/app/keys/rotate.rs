@@ -2,7 +2,6 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use service_kit::time::to_micros;
 
 use super::{Attempt, Change, Issued, KeyError, Keys, Record, Repeated, Retirement, decide, key_event, request};
 use crate::app::Caller;
@@ -60,7 +59,7 @@ impl Keys {
         };
         let fresh = self.fresh(&spec, request.as_ref(), now)?;
         let successor = fresh.new.key.clone();
-        let detail = json!({ "successor_key_id": successor.key_id, "revoke_at_micros": to_micros(revoke_at) });
+        let detail = json!({ "successor_key_id": successor.key_id, "revoke_time": revoke_at });
         let audit = key_event("key.rotated", agency_id, &key.key_id, &actor, caller, now, detail);
         let record = Record { now, actor, request: request.map(|request| (request, fresh.repeated)), audit };
         let retirement = Retirement { key_id: key.key_id.clone(), revision: key.revision, revoke_at };

@@ -5,7 +5,7 @@ use service_kit::violations::Violations;
 use thiserror::Error;
 
 use super::ports::DeskError;
-use crate::app::StorageError;
+use crate::app::{PERSON_OR_SERVICE, StorageError};
 use crate::domain::sweep::{LotState, PlanState};
 
 /// Why a use case of the sweep did not go through.
@@ -18,10 +18,10 @@ pub enum SweepError {
     #[error(transparent)]
     Page(#[from] PageError),
     /// An API client may not do this.
-    #[error("{0} may not do this")]
+    #[error("{0} may not do this: {PERSON_OR_SERVICE} may")]
     ActorNotAllowed(String),
     /// There is no such plan.
-    #[error("no such plan: {0}")]
+    #[error("there is no plan {0}")]
     PlanNotFound(String),
     /// The plan is in a state in which this is not possible.
     #[error("plan {plan_id} is {}", state.as_str())]
@@ -30,6 +30,8 @@ pub enum SweepError {
         plan_id: String,
         /// Its state.
         state: PlanState,
+        /// The state that is needed, in words.
+        needed: &'static str,
     },
     /// The plan has no lot of this agency.
     #[error("plan {plan_id} has no lot of agency {agency_id}")]
@@ -48,9 +50,11 @@ pub enum SweepError {
         agency_id: String,
         /// The lot's state.
         state: LotState,
+        /// The state that is needed, in words.
+        needed: &'static str,
     },
-    /// The request id was used for other contents.
-    #[error("the request_id was used for other contents")]
+    /// The request id was used within 24 h for other contents.
+    #[error("the request_id was used within 24 h for a call with other contents")]
     RequestIdReused,
     /// The cursor is ahead of the last event.
     #[error("the cursor is ahead of the last event, {head}")]
@@ -70,9 +74,9 @@ impl SweepError {
         let agency_id = agency_id.to_owned();
         match error {
             DeskError::PlanNotFound => Self::PlanNotFound(plan_id),
-            DeskError::PlanState(state) => Self::PlanState { plan_id, state },
+            DeskError::PlanState { state, needed } => Self::PlanState { plan_id, state, needed },
             DeskError::LotNotFound => Self::LotNotFound { plan_id, agency_id },
-            DeskError::LotState(state) => Self::LotState { plan_id, agency_id, state },
+            DeskError::LotState { state, needed } => Self::LotState { plan_id, agency_id, state, needed },
             DeskError::RequestIdReused => Self::RequestIdReused,
             DeskError::Storage(error) => Self::Storage(error),
         }

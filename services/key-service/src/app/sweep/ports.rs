@@ -141,19 +141,29 @@ pub struct Command {
 #[derive(Debug, Error)]
 pub enum DeskError {
     /// There is no such plan.
-    #[error("no such plan")]
+    #[error("there is no such plan")]
     PlanNotFound,
     /// The plan's state does not allow it.
-    #[error("the plan's state does not allow it")]
-    PlanState(PlanState),
+    #[error("the plan's state does not allow it: {needed}")]
+    PlanState {
+        /// Its state.
+        state: PlanState,
+        /// The state that is needed, in words.
+        needed: &'static str,
+    },
     /// There is no such lot.
-    #[error("no such lot")]
+    #[error("there is no such lot")]
     LotNotFound,
     /// The lot's state does not allow it.
-    #[error("the lot's state does not allow it")]
-    LotState(LotState),
-    /// The request id was used for other contents.
-    #[error("the request id was used for other contents")]
+    #[error("the lot's state does not allow it: {needed}")]
+    LotState {
+        /// Its state.
+        state: LotState,
+        /// The state that is needed, in words.
+        needed: &'static str,
+    },
+    /// The request id was used within 24 h for other contents.
+    #[error("the request_id was used within 24 h for a call with other contents")]
     RequestIdReused,
     /// The database did not do it.
     #[error(transparent)]

@@ -172,7 +172,7 @@ impl SweepService {
     /// # Errors
     /// An API client as actor, no reason, an unknown plan, a plan that awaits nothing, or the database's.
     pub async fn confirm_plan(&self, plan_id: &str, call: OperatorCall) -> Result<PlanView, SweepError> {
-        let by = command(call)?;
+        let by = command(call, &[("plan_id", plan_id)])?;
         self.desk(plan_id, "", |now| self.store.confirm_plan(plan_id, &by, now)).await?;
         self.plan(plan_id).await
     }
@@ -182,7 +182,7 @@ impl SweepService {
     /// # Errors
     /// As [`Self::confirm_plan`].
     pub async fn cancel_plan(&self, plan_id: &str, call: OperatorCall) -> Result<PlanView, SweepError> {
-        let by = command(call)?;
+        let by = command(call, &[("plan_id", plan_id)])?;
         self.desk(plan_id, "", |now| self.store.cancel_plan(plan_id, &by, now)).await?;
         self.plan(plan_id).await
     }
@@ -192,7 +192,7 @@ impl SweepService {
     /// # Errors
     /// An API client as actor, no reason, an unknown lot, a closed lot, or the database's.
     pub async fn hold_lot(&self, plan_id: &str, agency_id: &str, call: OperatorCall) -> Result<LotView, SweepError> {
-        let by = command(call)?;
+        let by = command(call, &[("plan_id", plan_id), ("agency_id", agency_id)])?;
         self.desk(plan_id, agency_id, |now| self.store.hold_lot(plan_id, agency_id, &by, now)).await?;
         self.lot(plan_id, agency_id).await
     }
@@ -202,7 +202,7 @@ impl SweepService {
     /// # Errors
     /// As [`Self::hold_lot`]; a lot that is not held is in the wrong state.
     pub async fn release_lot(&self, plan_id: &str, agency_id: &str, call: OperatorCall) -> Result<LotView, SweepError> {
-        let by = command(call)?;
+        let by = command(call, &[("plan_id", plan_id), ("agency_id", agency_id)])?;
         self.desk(plan_id, agency_id, |now| self.store.release_lot(plan_id, agency_id, &by, now)).await?;
         self.lot(plan_id, agency_id).await
     }
@@ -308,18 +308,20 @@ impl SweepService {
     }
 }
 
-fn command(call: OperatorCall) -> Result<Command, SweepError> {
+/// The call, checked, about what the `ids` name.
+fn command(call: OperatorCall, ids: &[(&str, &str)]) -> Result<Command, SweepError> {
+    let actor = call.actor.unwrap_or_else(Actor::local_service);
+    if matches!(actor, Actor::ApiKey(_)) {
+        return Err(SweepError::ActorNotAllowed(actor.to_string()));
+    }
     let mut faults = Violations::default();
+    for (field, _) in ids.iter().filter(|(_, id)| id.is_empty()) {
+        faults.push(*field, "is required");
+    }
     faults.check_required_text("reason", &call.reason, MAX_REASON);
     faults.check_request_id("request_id", &call.request_id);
     faults.into_result().map_err(SweepError::Invalid)?;
-    let actor = call.actor.unwrap_or_else(Actor::local_service);
-    match actor {
-        Actor::ApiKey(_) => Err(SweepError::ActorNotAllowed(actor.to_string())),
-        Actor::User(_) | Actor::Service(_) => {
-            Ok(Command { actor, reason: call.reason, request_id: call.request_id, call_id: call.call_id })
-        }
-    }
+    Ok(Command { actor, reason: call.reason, request_id: call.request_id, call_id: call.call_id })
 }
 
 /// Cuts a page that may be one row too long.

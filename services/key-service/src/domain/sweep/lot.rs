@@ -40,6 +40,16 @@ impl Stage {
         }
     }
 
+    /// The stage as one word for the audit.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::D15 => "d15",
+            Self::D7 => "d7",
+            Self::D1 => "d1",
+        }
+    }
+
     fn index(self) -> usize {
         match self {
             Self::D15 => 0,
@@ -160,7 +170,17 @@ impl HoldReason {
     /// Every reason.
     pub const ALL: [Self; 3] = [Self::Operator, Self::NoAgencyAdmin, Self::AllAddressesRefused];
 
-    /// The reason as one word.
+    /// The reason as one word for the audit.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::NoAgencyAdmin => "no_agency_admin",
+            Self::AllAddressesRefused => "all_addresses_refused",
+        }
+    }
+
+    /// The reason as the contract names it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

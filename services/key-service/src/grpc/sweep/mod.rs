@@ -16,9 +16,12 @@ use keysweep_proto::key::v1::{
 };
 use service_kit::page;
 use service_kit::time::to_proto;
+use service_kit::violations::Violations;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::keys::{bad, invalid};
+use super::requests::{self, required_id};
 use crate::app::sweep::{EntryFilter, LotFilter, OperatorCall, PlanFilter, SweepError, SweepService};
 use crate::domain::sweep::schedule::idle_since;
 
@@ -43,15 +46,13 @@ impl SweepGrpc {
     }
 }
 
-/// Notices of one call.
-const MAX_NOTICES: usize = 1_000;
-
 fn fail(error: SweepError) -> Status {
     status::of(&error)
 }
 
-fn page_of(size: i32, token: &str, filter: &str) -> Result<page::Page, Status> {
-    page::decode(size, token, filter).map_err(|error| fail(error.into()))
+/// The page asked for, if nothing else is at fault.
+fn page_of(size: i32, token: &str, filter: &str, faults: Violations) -> Result<page::Page, Status> {
+    requests::page(size, token, filter, faults).map_err(bad)
 }
 
 fn next_token(cursor: Option<String>, filter: &str) -> String {
@@ -91,7 +92,7 @@ impl Contract for SweepGrpc {
         &self,
         request: Request<AcknowledgeNoticesRequest>,
     ) -> Result<Response<AcknowledgeNoticesResponse>, Status> {
-        let notices = parse::notices(request.into_inner().notices, MAX_NOTICES).map_err(fail)?;
+        let notices = parse::notices(request.into_inner().notices).map_err(fail)?;
         let (results, head_sequence) = self.sweep.acknowledge(&notices).await.map_err(fail)?;
         let results = results.into_iter().map(convert::notice_result).collect();
         Ok(Response::new(AcknowledgeNoticesResponse { results, head_sequence }))
@@ -99,7 +100,9 @@ impl Contract for SweepGrpc {
 
     async fn get_sweep_plan(&self, request: Request<GetSweepPlanRequest>) -> Result<Response<SweepPlan>, Status> {
         let plan_id = request.into_inner().plan_id;
-        parse::required(&[("plan_id", &plan_id)]).map_err(fail)?;
+        let mut faults = Violations::default();
+        let plan_id = required_id(plan_id, "plan_id", &mut faults);
+        faults.into_result().map_err(invalid)?;
         let plan = self.sweep.plan(&plan_id).await.map_err(fail)?;
         Ok(Response::new(convert::plan(plan)))
     }
@@ -109,9 +112,10 @@ impl Contract for SweepGrpc {
         request: Request<ListSweepPlansRequest>,
     ) -> Result<Response<ListSweepPlansResponse>, Status> {
         let request = request.into_inner();
-        let state = parse::plan_state(request.state).map_err(fail)?;
+        let mut faults = Violations::default();
+        let state = parse::plan_state(request.state, &mut faults);
         let tag = format!("sweep_plans|{}", request.state);
-        let page = page_of(request.page_size, &request.page_token, &tag)?;
+        let page = page_of(request.page_size, &request.page_token, &tag, faults)?;
         let (plans, next) = self.sweep.plans(PlanFilter { state }, &page).await.map_err(fail)?;
         Ok(Response::new(ListSweepPlansResponse {
             sweep_plans: plans.into_iter().map(convert::plan).collect(),
@@ -121,11 +125,12 @@ impl Contract for SweepGrpc {
 
     async fn list_lots(&self, request: Request<ListLotsRequest>) -> Result<Response<ListLotsResponse>, Status> {
         let request = request.into_inner();
-        parse::required(&[("plan_id", &request.plan_id)]).map_err(fail)?;
-        let state = parse::lot_state(request.state).map_err(fail)?;
-        let tag = format!("lots|{}|{}", request.state, request.plan_id);
-        let page = page_of(request.page_size, &request.page_token, &tag)?;
-        let filter = LotFilter { plan_id: request.plan_id, state };
+        let mut faults = Violations::default();
+        let plan_id = required_id(request.plan_id, "plan_id", &mut faults);
+        let state = parse::lot_state(request.state, &mut faults);
+        let tag = format!("lots|{}|{plan_id}", request.state);
+        let page = page_of(request.page_size, &request.page_token, &tag, faults)?;
+        let filter = LotFilter { plan_id, state };
         let (lots, next) = self.sweep.lots(&filter, &page).await.map_err(fail)?;
         Ok(Response::new(ListLotsResponse {
             lots: lots.into_iter().map(convert::lot).collect(),
@@ -138,12 +143,13 @@ impl Contract for SweepGrpc {
         request: Request<ListEntriesRequest>,
     ) -> Result<Response<ListEntriesResponse>, Status> {
         let request = request.into_inner();
-        parse::required(&[("plan_id", &request.plan_id)]).map_err(fail)?;
-        let state = parse::entry_state(request.state).map_err(fail)?;
-        let tag = format!("entries|{}|{}|{}", request.state, request.plan_id, request.agency_id);
-        let page = page_of(request.page_size, &request.page_token, &tag)?;
+        let mut faults = Violations::default();
+        let plan_id = required_id(request.plan_id, "plan_id", &mut faults);
+        let state = parse::entry_state(request.state, &mut faults);
+        let tag = format!("entries|{}|{plan_id}|{}", request.state, request.agency_id);
+        let page = page_of(request.page_size, &request.page_token, &tag, faults)?;
         let agency_id = Some(request.agency_id).filter(|id| !id.is_empty());
-        let filter = EntryFilter { plan_id: request.plan_id, agency_id, state };
+        let filter = EntryFilter { plan_id, agency_id, state };
         let (delete_at, (entries, next)) = self.sweep.entries(&filter, &page).await.map_err(fail)?;
         Ok(Response::new(ListEntriesResponse {
             entries: entries.into_iter().map(|entry| convert::entry(entry, delete_at)).collect(),
@@ -156,9 +162,10 @@ impl Contract for SweepGrpc {
         request: Request<PreviewSweepRequest>,
     ) -> Result<Response<PreviewSweepResponse>, Status> {
         let request = request.into_inner();
-        let as_of = parse::as_of(request.as_of_time.as_ref()).map_err(fail)?.unwrap_or_else(|| self.sweep.next_sweep());
+        let mut faults = Violations::default();
+        let as_of = parse::as_of(request.as_of_time.as_ref(), &mut faults).unwrap_or_else(|| self.sweep.next_sweep());
         let tag = format!("preview|{}|{}", as_of.timestamp_micros(), request.agency_id);
-        let page = page_of(request.page_size, &request.page_token, &tag)?;
+        let page = page_of(request.page_size, &request.page_token, &tag, faults)?;
         let agency_id = Some(request.agency_id).filter(|id| !id.is_empty());
         let (totals, (entries, next)) = self.sweep.preview(as_of, agency_id, &page).await.map_err(fail)?;
         let (totals, above_breaker) = totals.unwrap_or_default();
@@ -177,7 +184,6 @@ impl Contract for SweepGrpc {
     async fn confirm_plan(&self, request: Request<ConfirmPlanRequest>) -> Result<Response<SweepPlan>, Status> {
         let call = operator(&request, &request.get_ref().reason, &request.get_ref().request_id);
         let plan_id = request.into_inner().plan_id;
-        parse::required(&[("plan_id", &plan_id)]).map_err(fail)?;
         let plan = self.sweep.confirm_plan(&plan_id, call).await.map_err(fail)?;
         Ok(Response::new(convert::plan(plan)))
     }
@@ -185,7 +191,6 @@ impl Contract for SweepGrpc {
     async fn cancel_plan(&self, request: Request<CancelPlanRequest>) -> Result<Response<SweepPlan>, Status> {
         let call = operator(&request, &request.get_ref().reason, &request.get_ref().request_id);
         let plan_id = request.into_inner().plan_id;
-        parse::required(&[("plan_id", &plan_id)]).map_err(fail)?;
         let plan = self.sweep.cancel_plan(&plan_id, call).await.map_err(fail)?;
         Ok(Response::new(convert::plan(plan)))
     }
@@ -193,7 +198,6 @@ impl Contract for SweepGrpc {
     async fn hold_lot(&self, request: Request<HoldLotRequest>) -> Result<Response<Lot>, Status> {
         let call = operator(&request, &request.get_ref().reason, &request.get_ref().request_id);
         let HoldLotRequest { plan_id, agency_id, .. } = request.into_inner();
-        parse::required(&[("plan_id", &plan_id), ("agency_id", &agency_id)]).map_err(fail)?;
         let lot = self.sweep.hold_lot(&plan_id, &agency_id, call).await.map_err(fail)?;
         Ok(Response::new(convert::lot(lot)))
     }
@@ -201,7 +205,6 @@ impl Contract for SweepGrpc {
     async fn release_lot(&self, request: Request<ReleaseLotRequest>) -> Result<Response<Lot>, Status> {
         let call = operator(&request, &request.get_ref().reason, &request.get_ref().request_id);
         let ReleaseLotRequest { plan_id, agency_id, .. } = request.into_inner();
-        parse::required(&[("plan_id", &plan_id), ("agency_id", &agency_id)]).map_err(fail)?;
         let lot = self.sweep.release_lot(&plan_id, &agency_id, call).await.map_err(fail)?;
         Ok(Response::new(convert::lot(lot)))
     }

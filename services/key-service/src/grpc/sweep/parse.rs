@@ -12,17 +12,6 @@ fn settle(faults: Violations) -> Result<(), SweepError> {
     faults.into_result().map_err(SweepError::Invalid)
 }
 
-/// Fields that must not be empty.
-pub(super) fn required(fields: &[(&str, &str)]) -> Result<(), SweepError> {
-    let mut faults = Violations::default();
-    for (name, value) in fields {
-        if value.is_empty() {
-            faults.push(*name, "is required");
-        }
-    }
-    settle(faults)
-}
-
 /// Who subscribes, and from where.
 pub(super) fn subscription(request: &proto::SubscribeSweepPlansRequest) -> Result<(), SweepError> {
     let mut faults = Violations::default();
@@ -37,58 +26,66 @@ pub(super) fn subscription(request: &proto::SubscribeSweepPlansRequest) -> Resul
     settle(faults)
 }
 
-fn unknown_state() -> SweepError {
-    SweepError::Invalid(Violations::of("state", "is no known state"))
+/// A state that this version does not know; none is then filtered by, and the fault is told.
+fn unknown_state<T>(faults: &mut Violations) -> Option<T> {
+    faults.push("state", "is no known state");
+    None
 }
 
 /// The state of a filter; unspecified: every state.
-pub(super) fn plan_state(state: i32) -> Result<Option<PlanState>, SweepError> {
-    Ok(match proto::PlanState::try_from(state).map_err(|_| unknown_state())? {
-        proto::PlanState::Unspecified => None,
-        proto::PlanState::AwaitingConfirmation => Some(PlanState::AwaitingConfirmation),
-        proto::PlanState::Open => Some(PlanState::Open),
-        proto::PlanState::Completed => Some(PlanState::Completed),
-        proto::PlanState::Cancelled => Some(PlanState::Cancelled),
-    })
-}
-
-/// The state of a filter; unspecified: every state.
-pub(super) fn lot_state(state: i32) -> Result<Option<LotState>, SweepError> {
-    Ok(match proto::LotState::try_from(state).map_err(|_| unknown_state())? {
-        proto::LotState::Unspecified => None,
-        proto::LotState::Open => Some(LotState::Open),
-        proto::LotState::Held => Some(LotState::Held),
-        proto::LotState::Executed => Some(LotState::Executed),
-        proto::LotState::Deferred => Some(LotState::Deferred),
-        proto::LotState::Cancelled => Some(LotState::Cancelled),
-    })
-}
-
-/// The state of a filter; unspecified: every state.
-pub(super) fn entry_state(state: i32) -> Result<Option<EntryState>, SweepError> {
-    Ok(match proto::EntryState::try_from(state).map_err(|_| unknown_state())? {
-        proto::EntryState::Unspecified => None,
-        proto::EntryState::Planned => Some(EntryState::Planned),
-        proto::EntryState::Rescued => Some(EntryState::Rescued),
-        proto::EntryState::Deleted => Some(EntryState::Deleted),
-        proto::EntryState::Spared => Some(EntryState::Spared),
-    })
-}
-
-/// The instant of a preview.
-pub(super) fn as_of(stamp: Option<&prost_types::Timestamp>) -> Result<Option<DateTime<Utc>>, SweepError> {
-    let Some(stamp) = stamp else { return Ok(None) };
-    match from_proto(stamp).filter(|at| at.timestamp() >= 0) {
-        Some(at) => Ok(Some(at)),
-        None => Err(SweepError::Invalid(Violations::of("as_of_time", "must lie in the years 1970 to 9999"))),
+pub(super) fn plan_state(state: i32, faults: &mut Violations) -> Option<PlanState> {
+    match proto::PlanState::try_from(state) {
+        Err(_) => unknown_state(faults),
+        Ok(proto::PlanState::Unspecified) => None,
+        Ok(proto::PlanState::AwaitingConfirmation) => Some(PlanState::AwaitingConfirmation),
+        Ok(proto::PlanState::Open) => Some(PlanState::Open),
+        Ok(proto::PlanState::Completed) => Some(PlanState::Completed),
+        Ok(proto::PlanState::Cancelled) => Some(PlanState::Cancelled),
     }
 }
 
+/// The state of a filter; unspecified: every state.
+pub(super) fn lot_state(state: i32, faults: &mut Violations) -> Option<LotState> {
+    match proto::LotState::try_from(state) {
+        Err(_) => unknown_state(faults),
+        Ok(proto::LotState::Unspecified) => None,
+        Ok(proto::LotState::Open) => Some(LotState::Open),
+        Ok(proto::LotState::Held) => Some(LotState::Held),
+        Ok(proto::LotState::Executed) => Some(LotState::Executed),
+        Ok(proto::LotState::Deferred) => Some(LotState::Deferred),
+        Ok(proto::LotState::Cancelled) => Some(LotState::Cancelled),
+    }
+}
+
+/// The state of a filter; unspecified: every state.
+pub(super) fn entry_state(state: i32, faults: &mut Violations) -> Option<EntryState> {
+    match proto::EntryState::try_from(state) {
+        Err(_) => unknown_state(faults),
+        Ok(proto::EntryState::Unspecified) => None,
+        Ok(proto::EntryState::Planned) => Some(EntryState::Planned),
+        Ok(proto::EntryState::Rescued) => Some(EntryState::Rescued),
+        Ok(proto::EntryState::Deleted) => Some(EntryState::Deleted),
+        Ok(proto::EntryState::Spared) => Some(EntryState::Spared),
+    }
+}
+
+/// The instant of a preview.
+pub(super) fn as_of(stamp: Option<&prost_types::Timestamp>, faults: &mut Violations) -> Option<DateTime<Utc>> {
+    let at = from_proto(stamp?).filter(|at| at.timestamp() >= 0);
+    if at.is_none() {
+        faults.push("as_of_time", "must lie in the years 1970 to 9999");
+    }
+    at
+}
+
+/// Notices of one call.
+const MAX_NOTICES: usize = 1_000;
+
 /// The notices of one call, in their order.
-pub(super) fn notices(requests: Vec<proto::StageNotice>, max: usize) -> Result<Vec<Notice>, SweepError> {
+pub(super) fn notices(requests: Vec<proto::StageNotice>) -> Result<Vec<Notice>, SweepError> {
     let mut faults = Violations::default();
-    if !(1..=max).contains(&requests.len()) {
-        faults.push("notices", format!("must be 1 to {max}"));
+    if !(1..=MAX_NOTICES).contains(&requests.len()) {
+        faults.push("notices", "must be 1 to 1,000 notices");
         settle(faults)?;
         return Ok(Vec::new());
     }

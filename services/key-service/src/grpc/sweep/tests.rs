@@ -154,6 +154,7 @@ both_databases! {
         for notices in [vec![], vec![good.clone(); 1_001]] {
             let refused = grpc.acknowledge_notices(Request::new(proto::AcknowledgeNoticesRequest { notices })).await.unwrap_err();
             assert_eq!(reason(&refused), "INVALID_FIELDS");
+            assert_eq!(refused.message(), "invalid request: notices: must be 1 to 1,000 notices");
         }
         let unknown = grpc.acknowledge_notices(Request::new(proto::AcknowledgeNoticesRequest { notices: vec![good] })).await.unwrap();
         assert_eq!(unknown.into_inner().results[0].outcome(), proto::NoticeOutcome::Refused);
@@ -168,6 +169,20 @@ both_databases! {
             as_of_time: Some(prost_types::Timestamp { seconds: -1, nanos: 0 }), ..Default::default()
         };
         assert_eq!(reason(&grpc.preview_sweep(Request::new(request)).await.unwrap_err()), "INVALID_FIELDS");
+
+        let told = |status: Status| -> Vec<String> {
+            let details = status.get_error_details();
+            details.bad_request().unwrap().field_violations.iter().map(|fault| fault.field.clone()).collect()
+        };
+        let request = proto::HoldLotRequest { request_id: "a b".into(), ..Default::default() };
+        let refused = grpc.hold_lot(Request::new(request)).await.unwrap_err();
+        assert_eq!(told(refused), ["plan_id", "agency_id", "reason", "request_id"]);
+        let refused = grpc.cancel_plan(Request::new(proto::CancelPlanRequest::default())).await.unwrap_err();
+        assert_eq!(told(refused), ["plan_id", "reason"]);
+        let request = proto::ListLotsRequest { state: 99, page_size: -1, ..Default::default() };
+        assert_eq!(told(grpc.list_lots(Request::new(request)).await.unwrap_err()), ["plan_id", "state", "page_size"]);
+        let request = proto::ListEntriesRequest { state: 99, page_size: -1, ..Default::default() };
+        assert_eq!(told(grpc.list_entries(Request::new(request)).await.unwrap_err()), ["plan_id", "state", "page_size"]);
     }
 
     async fn silence_is_broken_by_heartbeats(db: TestDatabase) {

@@ -179,7 +179,10 @@ async fn work_through(
     let cutoff = idle_since(order.delete_at);
     for entry in batch {
         if deleted.contains(&entry.key_id) {
-            let detail = json!({ "last_used_at": entry.last_used_at.map(from_micros), "created_at": from_micros(entry.created_at) });
+            let detail = json!({
+                "last_use_time": entry.last_used_at.map(from_micros),
+                "create_time": from_micros(entry.created_at),
+            });
             journal.key("key.deleted", &order.plan_id, &order.agency_id, &entry.key_id, detail);
             continue;
         }

@@ -92,7 +92,8 @@ pub(super) async fn confirm_plan(
     let Some(mut call) = Call::begin(db, "ConfirmPlan", plan_id.to_owned(), by, now).await? else { return Ok(()) };
     let plan = call.lock_plan(plan_id).await?;
     if plan.state != PlanState::AwaitingConfirmation || now > planning_closes_at(plan.delete_at) {
-        return Err(DeskError::PlanState(plan.state));
+        let needed = "the plan must be AWAITING_CONFIRMATION, with time left for its notices";
+        return Err(DeskError::PlanState { state: plan.state, needed });
     }
     if plan.confirmed_at.is_none() {
         plans::Entity::update_many()
@@ -119,7 +120,10 @@ pub(super) async fn cancel_plan(
     let published = match plan.state {
         PlanState::AwaitingConfirmation => false,
         PlanState::Open => true,
-        PlanState::Completed | PlanState::Cancelled => return Err(DeskError::PlanState(plan.state)),
+        PlanState::Completed | PlanState::Cancelled => {
+            let needed = "the plan must be AWAITING_CONFIRMATION or OPEN";
+            return Err(DeskError::PlanState { state: plan.state, needed });
+        }
     };
     let spared = closing::cancel_lots(&call.tx, plan_id, &by.reason, now).await?;
     plans::Entity::update_many()
@@ -135,7 +139,8 @@ pub(super) async fn cancel_plan(
     call.commit().await
 }
 
-/// Holds a lot. An operator's hold takes the place of one for want of a reader, and held twice stays held once.
+/// Holds a lot. An operator's hold takes the place of any other: of one for want of a reader, which would end by itself, and of an
+/// earlier operator's, whose reason no longer holds.
 pub(super) async fn hold_lot(
     db: &DatabaseConnection,
     plan_id: &str,
@@ -148,11 +153,9 @@ pub(super) async fn hold_lot(
     };
     let mut lot = call.lock_lot(plan_id, agency_id).await?;
     if lot.state.is_closed() {
-        return Err(DeskError::LotState(lot.state));
+        return Err(DeskError::LotState { state: lot.state, needed: "the lot must be OPEN or HELD" });
     }
-    if lot.hold_reason != Some(HoldReason::Operator) {
-        notices::hold(&call.tx, &mut call.journal, &mut lot, HoldReason::Operator, &by.reason).await?;
-    }
+    notices::hold(&call.tx, &mut call.journal, &mut lot, HoldReason::Operator, &by.reason).await?;
     call.commit().await
 }
 
@@ -169,7 +172,7 @@ pub(super) async fn release_lot(
     };
     let mut lot = call.lock_lot(plan_id, agency_id).await?;
     if lot.state != LotState::Held {
-        return Err(DeskError::LotState(lot.state));
+        return Err(DeskError::LotState { state: lot.state, needed: "the lot must be HELD" });
     }
     notices::release(&call.tx, &mut call.journal, &mut lot, &by.reason).await?;
     call.commit().await

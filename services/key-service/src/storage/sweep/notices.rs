@@ -123,7 +123,10 @@ async fn keep(
         release(tx, journal, lot, &format!("the {stage} notices were delivered")).await?;
     }
     if outcome.defer {
-        let reason = format!("the {stage} notices were delivered too late for the plan's last date");
+        let mut reason = format!("the {stage} notices were delivered too late for the plan's last date");
+        if lot.state == LotState::Held {
+            reason = format!("{reason}; held until then: {}", lot.state_reason);
+        }
         closing::defer(tx, journal, &lot.plan_id, &lot.agency_id, &reason, now).await?;
         lot.state = LotState::Deferred;
         lot.hold_reason = None;
@@ -138,7 +141,7 @@ async fn keep(
             .exec(tx)
             .await?;
         let detail =
-            json!({ "previous_delete_time": previous_delete_at, "delete_time": lot.delete_at, "stage": stage });
+            json!({ "previous_delete_time": previous_delete_at, "delete_time": lot.delete_at, "stage": stage.word() });
         journal.lot("lot.rescheduled", &lot.plan_id, &lot.agency_id, "", detail);
         let (agency_id, delete_at) = (lot.agency_id.clone(), lot.delete_at);
         journal.event(&lot.plan_id, EventPayload::LotRescheduled { agency_id, previous_delete_at, delete_at, stage });
@@ -169,7 +172,7 @@ pub(super) async fn hold(
     words: &str,
 ) -> Result<(), StorageError> {
     set_hold(tx, lot, Some(hold_reason), words).await?;
-    journal.lot("lot.held", &lot.plan_id, &lot.agency_id, words, json!({ "hold_reason": hold_reason }));
+    journal.lot("lot.held", &lot.plan_id, &lot.agency_id, words, json!({ "hold_reason": hold_reason.word() }));
     let (agency_id, reason) = (lot.agency_id.clone(), words.to_owned());
     journal.event(&lot.plan_id, EventPayload::LotHeld { agency_id, hold_reason, reason });
     Ok(())

@@ -1,3 +1,4 @@
+use serde_json::json;
 use service_kit::both_databases;
 
 use super::*;
@@ -26,6 +27,81 @@ both_databases! {
         let again = house.service.cancel_plan(&plan_id, operator("again")).await;
         assert!(matches!(again, Err(SweepError::PlanState { state: PlanState::Cancelled, .. })));
         assert_eq!(house.deliver("agy_2", Stage::D15, d()).await.reply, NoticeReply::LotClosed);
+    }
+
+    async fn an_operators_hold_takes_the_place_of_any_other(db: TestDatabase) {
+        let house = House::new(db).await;
+        house.key("key_1", None).await;
+        house.key_of("key_2", "agy_2", None, None).await;
+        house.tick_at(plan_time()).await;
+        let plan_id = house.plan().await.plan.plan_id;
+        let mark = d() - Stage::D15.lead();
+        let held = async |agency: &'static str| {
+            let lot = house.lot(agency).await.lot;
+            (lot.state, lot.hold_reason, lot.state_reason)
+        };
+        let by_operator = |words: &str| (LotState::Held, Some(HoldReason::Operator), words.to_owned());
+        for (agency, nobody) in [("agy_1", HoldReason::NoAgencyAdmin), ("agy_2", HoldReason::AllAddressesRefused)] {
+            house.undeliverable(agency, Stage::D15, nobody, mark).await;
+            assert_eq!(held(agency).await, (LotState::Held, Some(nobody), nobody.words().to_owned()));
+            house.service.hold_lot(&plan_id, agency, operator("a dispute")).await.unwrap();
+            assert_eq!(held(agency).await, by_operator("a dispute"));
+            let view = house.service.hold_lot(&plan_id, agency, operator("in court now")).await.unwrap();
+            assert_eq!(view.lot.state_reason, "in court now");
+            // Neither report nor receipt ends or changes it.
+            for why in [HoldReason::NoAgencyAdmin, HoldReason::AllAddressesRefused] {
+                assert_eq!(house.undeliverable(agency, Stage::D15, why, mark).await.reply, NoticeReply::Recorded);
+                assert_eq!(held(agency).await, by_operator("in court now"));
+            }
+            assert_eq!(house.deliver(agency, Stage::D15, mark).await.reply, NoticeReply::Recorded);
+            assert_eq!(held(agency).await, by_operator("in court now"));
+        }
+        let said: Vec<_> = house.events().await.into_iter().filter_map(|event| match event {
+            EventPayload::LotHeld { agency_id, hold_reason, reason } if agency_id == "agy_2" => Some((hold_reason, reason)),
+            _ => None,
+        }).collect();
+        let refused = HoldReason::AllAddressesRefused;
+        let operators = |words: &str| (HoldReason::Operator, words.to_owned());
+        assert_eq!(said, [(refused, refused.words().to_owned()), operators("a dispute"), operators("in court now")]);
+        let fact = |reason: &str, word: &str| (reason.to_owned(), json!({ "hold_reason": word }));
+        let admins = HoldReason::NoAgencyAdmin.words();
+        assert_eq!(house.facts("lot.held").await, [
+            fact(admins, "no_agency_admin"), fact("a dispute", "operator"), fact("in court now", "operator"),
+            fact(refused.words(), "all_addresses_refused"), fact("a dispute", "operator"), fact("in court now", "operator"),
+        ]);
+        assert!(!house.event_names().await.contains(&"lot_released".to_owned()));
+    }
+
+    async fn a_held_lot_told_too_late_waits_with_the_operators_reason(db: TestDatabase) {
+        let house = House::new(db).await;
+        house.key("key_1", None).await;
+        house.tick_at(plan_time()).await;
+        let plan_id = house.plan().await.plan.plan_id;
+        house.service.hold_lot(&plan_id, "agy_1", operator("a dispute")).await.unwrap();
+        house.deliver("agy_1", Stage::D15, d() + TimeDelta::days(14) - Stage::D15.lead() + TICK).await;
+        let lot = house.lot("agy_1").await.lot;
+        assert_eq!(lot.state, LotState::Deferred);
+        assert!(lot.state_reason.ends_with("held until then: a dispute"), "{}", lot.state_reason);
+    }
+
+    async fn a_refusal_says_which_state_is_needed(db: TestDatabase) {
+        let house = House::new(db).await;
+        house.key("key_1", None).await;
+        house.tick_at(plan_time()).await;
+        let plan_id = house.plan().await.plan.plan_id;
+        let words = |error: SweepError| match error {
+            SweepError::PlanState { needed, .. } | SweepError::LotState { needed, .. } => needed,
+            other => panic!("{other:?}"),
+        };
+        let confirmed = house.service.confirm_plan(&plan_id, operator("x")).await.unwrap_err();
+        assert_eq!(words(confirmed), "the plan must be AWAITING_CONFIRMATION, with time left for its notices");
+        let released = house.service.release_lot(&plan_id, "agy_1", operator("x")).await.unwrap_err();
+        assert_eq!(words(released), "the lot must be HELD");
+        house.service.cancel_plan(&plan_id, operator("x")).await.unwrap();
+        let cancelled = house.service.cancel_plan(&plan_id, operator("x")).await.unwrap_err();
+        assert_eq!(words(cancelled), "the plan must be AWAITING_CONFIRMATION or OPEN");
+        let held = house.service.hold_lot(&plan_id, "agy_1", operator("x")).await.unwrap_err();
+        assert_eq!(words(held), "the lot must be OPEN or HELD");
     }
 
     async fn a_waiting_plan_is_cancelled_without_an_event(db: TestDatabase) {

@@ -245,6 +245,17 @@ impl House {
         rows.into_iter().map(|row| row.action).collect()
     }
 
+    /// Reason and detail of each audit event of an action.
+    pub(crate) async fn facts(&self, action: &str) -> Vec<(String, serde_json::Value)> {
+        let rows = audit_events::Entity::find()
+            .filter(audit_events::Column::Action.eq(action))
+            .order_by_asc(audit_events::Column::Sequence)
+            .all(&self.db)
+            .await
+            .expect("audit");
+        rows.into_iter().map(|row| (row.reason, serde_json::from_str(&row.detail).expect("json"))).collect()
+    }
+
     pub(crate) async fn lot_row(&self, agency: &str) -> lots::Model {
         lots::Entity::find().filter(lots::Column::AgencyId.eq(agency)).one(&self.db).await.expect("query").expect("lot")
     }

@@ -1,3 +1,4 @@
+use serde_json::json;
 use service_kit::both_databases;
 
 use super::*;
@@ -37,6 +38,12 @@ both_databases! {
         assert_eq!(house.tick_at(d()).await.work(), 0, "D itself is too early now");
         assert_eq!(house.tick_at(moved - TICK).await.work(), 0);
         assert_eq!(house.tick_at(moved).await.keys_deleted, 1);
+        let rescheduled = json!({
+            "previous_delete_time": "2027-01-01T00:00:00Z", "delete_time": "2027-01-06T01:00:00Z", "stage": "d15",
+        });
+        assert_eq!(house.facts("lot.rescheduled").await, [(String::new(), rescheduled)]);
+        let deleted = json!({ "create_time": "2025-08-29T00:00:00Z", "last_use_time": null });
+        assert_eq!(house.facts("key.deleted").await, [(String::new(), deleted)]);
     }
 
     async fn stages_are_refused_out_of_order_and_of_unknown_lots(db: TestDatabase) {
