@@ -151,6 +151,7 @@ const METHODS: [(&str, &[&str]); 7] = [
             "ListLocations",
             "UpdateLocation",
             "DeleteLocation",
+            "UndeleteLocation",
             "GenerateLocationApiKey",
         ],
     ),

@@ -6,6 +6,7 @@ use keysweep_proto::location::v2;
 use service_kit::both_databases;
 use support::{World, act, by, fields, mask, new_location, new_user, refused, role};
 use tonic::Code;
+use tonic_types::StatusExt;
 
 const AGENCY_ADMIN: (v2::RoleType, v2::RoleLevel) = (v2::RoleType::Agency, v2::RoleLevel::Admin);
 const LOCATION_ADMIN: (v2::RoleType, v2::RoleLevel) = (v2::RoleType::Location, v2::RoleLevel::Admin);
@@ -221,6 +222,50 @@ both_databases! {
         refused(client.update_location(update).await, Code::FailedPrecondition, "LOCATION_DELETED");
         let generate = v2::GenerateLocationApiKeyRequest { location_id: id.clone(), ..Default::default() };
         refused(client.generate_location_api_key(by(&admin, generate)).await, Code::FailedPrecondition, "LOCATION_DELETED");
+        world.stop().await;
+    }
+
+    async fn a_deleted_location_comes_back_within_30_days(db: TestDatabase) {
+        let world = world(db).await;
+        let agency = world.agency("Agency").await;
+        let mut client = world.locations();
+        let undelete = |id: &str, etag: &str, request_id: &str| v2::UndeleteLocationRequest {
+            location_id: id.to_owned(), etag: etag.to_owned(), request_id: request_id.to_owned(),
+        };
+        // Before the limit by a microsecond, at it, and after it by one.
+        for (micros, comes_back) in [(-1, true), (0, false), (1, false)] {
+            let live = world.location(&agency.agency_id, "Shop").await;
+            let id = live.location_id.as_str();
+            assert_eq!(client.undelete_location(undelete(id, "", "")).await.expect("unchanged").into_inner(), live);
+            let worker = world.user(&agency.agency_id, &format!("w{micros}@example.com"), role(v2::RoleType::Location, v2::RoleLevel::User), &[id]).await;
+            let delete = v2::DeleteLocationRequest { location_id: id.to_owned(), ..Default::default() };
+            let deleted = client.delete_location(delete).await.expect("deleted").into_inner();
+            let stamp = deleted.delete_time.expect("an instant");
+            let deleted_at = service_kit::time::from_proto(&stamp).expect("an instant");
+            world.clock.advance(chrono::TimeDelta::days(30) + chrono::TimeDelta::microseconds(micros));
+            refused(client.undelete_location(undelete(id, "r99", "")).await, Code::Aborted, "ETAG_MISMATCH");
+            let answer = client.undelete_location(undelete(id, &deleted.etag, "u")).await;
+            let list = v2::ListLocationsRequest { agency_id: agency.agency_id.clone(), page_size: 1_000, ..Default::default() };
+            let listed = client.list_locations(list).await.expect("a list").into_inner().locations;
+            assert_eq!(listed.iter().any(|one| one.location_id == id), comes_back);
+            if !comes_back {
+                let status = refused(answer, Code::FailedPrecondition, "LOCATION_DELETED");
+                let said = status.get_error_details().error_info().and_then(|info| info.metadata.get("delete_time").cloned());
+                assert_eq!(said.and_then(|text| text.parse().ok()), Some(deleted_at));
+                continue;
+            }
+            let back = answer.expect("undeleted").into_inner();
+            assert_eq!((back.delete_time, back.create_time), (None, live.create_time));
+            assert_ne!(back.etag, deleted.etag);
+            assert_eq!(client.undelete_location(undelete(id, &deleted.etag, "u")).await.expect("the same").into_inner(), back);
+            let rename = v2::UpdateLocationRequest {
+                location: Some(v2::Location { location_id: id.to_owned(), name: "Again".into(), etag: back.etag, ..Default::default() }),
+                ..Default::default()
+            };
+            assert_eq!(client.update_location(rename).await.expect("changed").into_inner().name, "Again");
+            let read = world.users().get_user(v2::GetUserRequest { user_id: worker.user_id }).await.expect("read").into_inner();
+            assert_eq!(read.location_ids, [id]);
+        }
         world.stop().await;
     }
 

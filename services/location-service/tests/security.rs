@@ -225,8 +225,11 @@ both_databases! {
         let admin = world.agency_admin(&agency.agency_id, "a@example.com").await;
         world.choose(&admin, false).await;
         let location = world.location(&agency.agency_id, "Shop").await;
-        let delete = v2::DeleteLocationRequest { location_id: location.location_id, ..Default::default() };
+        let delete = v2::DeleteLocationRequest { location_id: location.location_id.clone(), ..Default::default() };
         assert!(world.locations().delete_location(delete).await.expect("deleted").into_inner().api_key.is_empty());
+        let back = v2::UndeleteLocationRequest { location_id: location.location_id, ..Default::default() };
+        assert!(world.locations().undelete_location(back).await.expect("undeleted").into_inner().api_key.is_empty());
+        assert_eq!(world.keys.generated(), 1);
         assert_eq!(count(&world, "SELECT COUNT(*) FROM locations WHERE sealed_key IS NOT NULL").await, 0);
         world.stop().await;
     }

@@ -157,6 +157,8 @@ async fn location_answers(world: &World, admin: &v2::User, old: &v2::Location, c
     answers.push(locations.list_locations(by(admin, list)).await.expect("a list").into_inner().encode_to_vec());
     let delete = v2::DeleteLocationRequest { location_id: old.location_id.clone(), ..Default::default() };
     answers.push(locations.delete_location(by(admin, delete)).await.expect("deleted").into_inner().encode_to_vec());
+    let back = v2::UndeleteLocationRequest { location_id: old.location_id.clone(), ..Default::default() };
+    answers.push(locations.undelete_location(by(admin, back)).await.expect("undeleted").into_inner().encode_to_vec());
     answers
 }
 

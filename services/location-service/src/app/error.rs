@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use service_kit::page::PageError;
 use service_kit::violations::Violations;
 
@@ -76,6 +77,8 @@ pub enum AppError {
     LocationDeleted {
         /// Which.
         location_id: String,
+        /// Since when.
+        deleted_at: DateTime<Utc>,
     },
     /// The legacy user API does not write for this agency.
     #[error("enhanced account security is on for the agency: the legacy user API does not write")]

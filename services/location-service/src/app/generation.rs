@@ -60,8 +60,8 @@ impl App {
             (Resource::Location, location_id),
         )
         .await?;
-        if location.deleted_at.is_some() {
-            return Err(AppError::LocationDeleted { location_id: location.id });
+        if let Some(deleted_at) = location.deleted_at {
+            return Err(AppError::LocationDeleted { location_id: location.id, deleted_at });
         }
         self.generate(call, location.agency_id, Some(location.id), wish).await
     }

@@ -199,8 +199,8 @@ impl App {
         if let Some(id) = self.recall(key.as_ref(), now).await? {
             return self.view_of(&id).await;
         }
-        if location.deleted_at.is_some() {
-            return Err(AppError::LocationDeleted { location_id: location.id });
+        if let Some(deleted_at) = location.deleted_at {
+            return Err(AppError::LocationDeleted { location_id: location.id, deleted_at });
         }
         check_etag(&change.etag, location.revision, Resource::Location, &location.id)?;
         location.revision += 1;
@@ -248,6 +248,51 @@ impl App {
         location.revision += 1;
         location.updated_at = now;
         location.deleted_at = Some(now);
+        let outcome = self.store.update_location(&location, key.as_ref()).await?;
+        let id = written(outcome)?.unwrap_or(location.id);
+        self.view_of(&id).await
+    }
+
+    /// Brings a deleted location back while it may be; one that is not deleted stays as it is.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub async fn undelete_location(
+        &self,
+        call: &Call,
+        id: &str,
+        etag: &str,
+        request_id: &str,
+    ) -> Result<LocationView, AppError> {
+        retrying(|| Box::pin(self.try_undelete_location(call, id, etag, request_id))).await
+    }
+
+    async fn try_undelete_location(
+        &self,
+        call: &Call,
+        id: &str,
+        etag: &str,
+        request_id: &str,
+    ) -> Result<LocationView, AppError> {
+        let now = self.now();
+        let stored = self.stored_location(id, "location_id").await?;
+        self.permit(call, Action::Write, &stored.location.agency_id, (Resource::Location, id)).await?;
+        let mut faults = Violations::default();
+        faults.check_request_id("request_id", request_id);
+        faults.into_result()?;
+        let key = mutation_key("UndeleteLocation", &stored.location.agency_id, request_id, &(id, etag))?;
+        if let Some(id) = self.recall(key.as_ref(), now).await? {
+            return self.view_of(&id).await;
+        }
+        check_etag(etag, stored.location.revision, Resource::Location, id)?;
+        let Some(deleted_at) = stored.location.deleted_at else { return self.view(stored).await };
+        let mut location = stored.location;
+        if !location.can_be_undeleted(now) {
+            return Err(AppError::LocationDeleted { location_id: location.id, deleted_at });
+        }
+        location.revision += 1;
+        location.updated_at = now;
+        location.deleted_at = None;
         let outcome = self.store.update_location(&location, key.as_ref()).await?;
         let id = written(outcome)?.unwrap_or(location.id);
         self.view_of(&id).await

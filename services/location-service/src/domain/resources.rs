@@ -1,6 +1,6 @@
 //! Agencies and locations as they are kept.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::profile::Profile;
 
@@ -36,6 +36,16 @@ pub struct Location {
     pub deleted_at: Option<DateTime<Utc>>,
     /// Counts its changes, from 1.
     pub revision: i64,
+}
+
+/// How long a deleted location can be brought back.
+const UNDELETE_WITHIN: TimeDelta = TimeDelta::days(30);
+
+impl Location {
+    /// Whether it is deleted, and not for too long to be brought back.
+    pub fn can_be_undeleted(&self, now: DateTime<Utc>) -> bool {
+        self.deleted_at.is_some_and(|deleted_at| now - deleted_at < UNDELETE_WITHIN)
+    }
 }
 
 /// The opaque text by which a caller names the revision it has read.

@@ -67,6 +67,15 @@ impl LocationService for Handler {
         Ok(Response::new(convert::location(view)))
     }
 
+    async fn undelete_location(
+        &self,
+        request: Request<v2::UndeleteLocationRequest>,
+    ) -> Result<Response<v2::Location>, Status> {
+        let (call, m) = open(request);
+        let undeleted = self.app.undelete_location(&call, &m.location_id, &m.etag, &m.request_id).await;
+        Ok(Response::new(convert::location(undeleted.map_err(status::of)?)))
+    }
+
     async fn generate_location_api_key(
         &self,
         request: Request<v2::GenerateLocationApiKeyRequest>,

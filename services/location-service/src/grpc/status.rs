@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::SecondsFormat;
 use keysweep_proto::error::v1::ErrorReason;
 use service_kit::status::{self as kit, StatusBuilder};
 use tonic::{Code, Status};
@@ -36,10 +37,17 @@ pub(super) fn of(error: AppError) -> Status {
         }
         AppError::RequestIdReused => build(Code::AlreadyExists, ErrorReason::RequestIdReused).build(),
         AppError::EmailTaken => build(Code::AlreadyExists, ErrorReason::EmailTaken).build(),
-        AppError::LocationDeleted { location_id } => build(Code::FailedPrecondition, ErrorReason::LocationDeleted)
-            .precondition("STATE", &location_id, "the location must not be deleted")
-            .metadata("location_id", location_id)
-            .build(),
+        AppError::LocationDeleted { location_id, deleted_at } => {
+            build(Code::FailedPrecondition, ErrorReason::LocationDeleted)
+                .precondition(
+                    "STATE",
+                    &location_id,
+                    "the location must not be deleted, or not for 30 days to be undeleted",
+                )
+                .metadata("location_id", location_id)
+                .metadata("delete_time", deleted_at.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+                .build()
+        }
         AppError::LegacyUsersDisabled { agency_id } => {
             build(Code::FailedPrecondition, ErrorReason::LegacyUsersApiDisabled)
                 .precondition("ENHANCED_ACCOUNT_SECURITY", &agency_id, "use keysweep.location.v2.UserService")
@@ -108,7 +116,11 @@ mod tests {
             (AppError::EtagMismatch { kind: Resource::User, id: "x".into() }, Code::Aborted, "ETAG_MISMATCH"),
             (AppError::RequestIdReused, Code::AlreadyExists, "REQUEST_ID_REUSED"),
             (AppError::EmailTaken, Code::AlreadyExists, "EMAIL_TAKEN"),
-            (AppError::LocationDeleted { location_id: "x".into() }, Code::FailedPrecondition, "LOCATION_DELETED"),
+            (
+                AppError::LocationDeleted { location_id: "x".into(), deleted_at: chrono::DateTime::UNIX_EPOCH },
+                Code::FailedPrecondition,
+                "LOCATION_DELETED",
+            ),
             (
                 AppError::LegacyUsersDisabled { agency_id: "x".into() },
                 Code::FailedPrecondition,
