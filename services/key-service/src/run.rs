@@ -6,6 +6,7 @@ use anyhow::Context;
 use sea_orm::DatabaseConnection;
 use service_kit::Deps;
 use service_kit::cli::Service;
+use service_kit::clock::JumpWatch;
 use service_kit::db;
 use service_kit::ids::IdGenerator;
 use service_kit::jobs::Reconciler;
@@ -65,6 +66,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let served = server
         .add_service(KeyApi::server(parts.keys, parts.audit))
         .add_service(SweepGrpc::new(parts.sweep, streams).into_server())
+        .long_call("/keysweep.key.v1.KeyService/ImportApiKeys")
         .serve(listener)
         .await;
 
@@ -107,8 +109,16 @@ impl Parts {
             events: events.clone(),
             settings: config.key_settings(),
         }));
-        let sweep = SweepService::new(sweep_store.clone(), deps.clock.clone(), policy, events.clone(), replica.clone());
-        let sweeper = Arc::new(Sweeper::new(sweep_store, usage.clone(), ids, policy, events, replica));
+        let watch = Arc::new(JumpWatch::new(deps.clock.clone()));
+        let sweep = SweepService::new(
+            sweep_store.clone(),
+            deps.clock.clone(),
+            policy,
+            events.clone(),
+            replica.clone(),
+            watch.clone(),
+        );
+        let sweeper = Arc::new(Sweeper::new(sweep_store, usage.clone(), ids, policy, events, replica, watch));
         let (audit, upkeep) = (Arc::new(Audit::new(store.clone())), Arc::new(Upkeep::new(store)));
         Ok(Self { keys, audit, upkeep, usage, sweep, sweeper })
     }

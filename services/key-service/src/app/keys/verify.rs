@@ -1,12 +1,15 @@
 //! Verification: may this secret be used now? And the recording of the use.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::actor::Actor;
 
 use super::{Attempt, KeyError, Keys, UseOutcome, decide};
 use crate::domain::key::{
     Hash, Owner, Presented, Scopes, Secret, SecretShape, Selector, StoredKey, VerifyCode, decide as decide_code,
 };
+
+/// Replicas' clocks may differ by this much.
+const CLOCK_SKEW: TimeDelta = TimeDelta::seconds(10);
 
 /// The answer about a presented secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +87,9 @@ impl Keys {
     /// A planned key has been idle for months, so that its use is always of the second kind. `None`: the key has ended
     /// meanwhile.
     async fn record_use(&self, key: &StoredKey, now: DateTime<Utc>) -> Result<Option<Option<String>>, KeyError> {
-        let recent = key.last_used_at.is_some_and(|used_at| now - used_at < self.parts.settings.recording_slack);
+        // A stored use from the future says that the clock was set back: then nothing follows from its age.
+        let ages = -CLOCK_SKEW..self.parts.settings.recording_slack;
+        let recent = key.last_used_at.is_some_and(|used_at| ages.contains(&(now - used_at)));
         if recent && self.parts.usage.record(&key.key_id, now) {
             return Ok(Some(None));
         }

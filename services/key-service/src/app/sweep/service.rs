@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use service_kit::actor::Actor;
-use service_kit::clock::SharedClock;
+use service_kit::clock::{JumpWatch, SharedClock};
 use service_kit::page::{self, Page};
 use service_kit::violations::Violations;
 
@@ -17,7 +17,7 @@ use super::signal::EventSignal;
 use crate::app::StorageError;
 use crate::domain::sweep::schedule::idle_since;
 use crate::domain::sweep::{
-    Entry, KeyRange, Lot, LotCounts, LotState, Notice, StoredEvent, SweepPolicy, UsageVerdict, UsageWriter,
+    Entry, KeyRange, Lot, LotCounts, LotState, Notice, StoredEvent, SweepPolicy, UsageVerdict, UsageWriter, clock_wait,
     judge_usage, waits_for,
 };
 
@@ -48,6 +48,7 @@ pub struct SweepService {
     policy: SweepPolicy,
     signal: EventSignal,
     replica_id: String,
+    watch: Arc<JumpWatch>,
 }
 
 impl std::fmt::Debug for SweepService {
@@ -67,8 +68,9 @@ impl SweepService {
         policy: SweepPolicy,
         signal: EventSignal,
         replica_id: String,
+        watch: Arc<JumpWatch>,
     ) -> Self {
-        Self { store, clock, policy, signal, replica_id }
+        Self { store, clock, policy, signal, replica_id, watch }
     }
 
     /// The time of this installation.
@@ -279,6 +281,7 @@ impl SweepService {
     ) -> LotView {
         let mut waits_for = waits_for(&lot, last, now);
         if lot.state == LotState::Open && lot.delete_at <= now {
+            waits_for.extend(clock_wait(lot.delete_at, now, self.watch.ahead()));
             let cutoff = idle_since(lot.delete_at);
             let verdict = judge_usage(writers, &self.replica_id, cutoff, self.policy.recording_slack, now);
             if let UsageVerdict::Wait { replica_id } = verdict {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
+use service_kit::clock::JumpWatch;
 use service_kit::ids::IdGenerator;
 use tokio::sync::Mutex;
 
@@ -11,7 +12,9 @@ use super::ports::{BatchOrder, BatchOutcome, PlanDraft, SweepStore, UsageFlush};
 use super::signal::EventSignal;
 use crate::app::StorageError;
 use crate::domain::sweep::schedule::{idle_since, last_delete_at, planning_closes_at};
-use crate::domain::sweep::{HoldReason, Plan, PlanState, SweepPolicy, UsageVerdict, UsageWriter, judge_usage};
+use crate::domain::sweep::{
+    HoldReason, Plan, PlanState, SweepPolicy, UsageVerdict, UsageWriter, clock_wait, judge_usage,
+};
 
 /// Lots handled by one query. Small enough for one transaction, large enough that a query is no cost.
 const PAGE: u32 = 100;
@@ -74,6 +77,7 @@ pub struct Sweeper {
     policy: SweepPolicy,
     signal: EventSignal,
     replica_id: String,
+    watch: Arc<JumpWatch>,
     compared_at: Mutex<Option<DateTime<Utc>>>,
 }
 
@@ -95,8 +99,9 @@ impl Sweeper {
         policy: SweepPolicy,
         signal: EventSignal,
         replica_id: String,
+        watch: Arc<JumpWatch>,
     ) -> Self {
-        Self { store, usage, ids, policy, signal, replica_id, compared_at: Mutex::new(None) }
+        Self { store, usage, ids, policy, signal, replica_id, watch, compared_at: Mutex::new(None) }
     }
 
     /// Does what is due at `now`. What another sweeper has done meanwhile is found done.
@@ -113,6 +118,7 @@ impl Sweeper {
     }
 
     async fn run(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), StorageError> {
+        let ahead = self.watch.ahead();
         self.confirm_or_cancel(tick, now).await?;
         self.plan(tick, now).await?;
         let open = self.store.plans_in(PlanState::Open).await?;
@@ -123,7 +129,7 @@ impl Sweeper {
         while repeat(|| self.store.defer_overdue(PAGE, now)).await.map(|done| add(&mut tick.lots_deferred, done))? > 0 {
         }
         if open.iter().any(|plan| plan.delete_at <= now) {
-            self.delete(tick, now).await?;
+            self.delete(tick, ahead, now).await?;
             while repeat(|| self.store.close_emptied(PAGE, now)).await.map(|done| add(&mut tick.lots_executed, done))?
                 > 0
             {}
@@ -230,13 +236,20 @@ impl Sweeper {
         Ok(())
     }
 
-    /// Deletes every lot whose gate is open, batch after batch.
-    async fn delete(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), StorageError> {
+    /// Deletes every lot whose gate is open, batch after batch, unless only a clock set forward says that its time has come.
+    async fn delete(&self, tick: &mut SweepTick, ahead: TimeDelta, now: DateTime<Utc>) -> Result<(), StorageError> {
         let mut after = None;
         let mut writers = None;
         loop {
             let lots = self.store.due_lots(after.take(), PAGE, now).await?;
             for (plan_id, agency_id, delete_at) in lots {
+                if let Some(wait) = clock_wait(delete_at, now, ahead) {
+                    after = Some((plan_id, agency_id));
+                    if !tick.waits.contains(&wait) {
+                        tick.waits.push(wait);
+                    }
+                    continue;
+                }
                 if writers.is_none() {
                     self.usage.flush().await;
                     writers = Some(self.store.usage_writers().await?);

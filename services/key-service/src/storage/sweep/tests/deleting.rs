@@ -42,6 +42,26 @@ async fn set_lot(house: &House, column: lots::Column, value: impl Into<sea_orm::
 }
 
 both_databases! {
+    async fn a_clock_set_forward_deletes_nothing_until_the_time_has_passed(db: TestDatabase) {
+        let house = ready(db, &["key_1"], 10).await;
+        house.clock.set_to(d() - TimeDelta::days(1));
+        house.sweeper.tick(d() - TimeDelta::days(1)).await.unwrap();
+        house.clock.set_to(d() + TimeDelta::hours(2));
+        let tick = house.sweeper.tick(house.clock.now()).await.unwrap();
+        assert_eq!((tick.keys_deleted, tick.waits.len()), (0, 1));
+        let waits = house.lot("agy_1").await.waits_for;
+        assert!(waits.iter().any(|wait| wait.contains("set forward")), "{waits:?}");
+        assert_eq!(house.tick_at(d() + TimeDelta::hours(23)).await.keys_deleted, 0, "a day has not passed");
+        assert_eq!(house.tick_at(d() + TimeDelta::hours(26)).await.keys_deleted, 1);
+    }
+
+    async fn a_process_started_after_an_absence_has_seen_no_jump(db: TestDatabase) {
+        let house = ready(db, &["key_1"], 10).await;
+        house.clock.set_to(d() + TimeDelta::days(3));
+        let started_anew = house.another_sweeper();
+        assert_eq!(started_anew.tick(house.clock.now()).await.unwrap().keys_deleted, 1);
+    }
+
     async fn a_quarter_ends_with_tombstones(db: TestDatabase) {
         let house = ready(db, &["key_1", "key_2", "key_3", "key_4", "key_5"], 2).await;
         assert_eq!(house.tick_at(d() - TICK).await.work(), 0);

@@ -16,7 +16,7 @@ use sea_orm::{
     ActiveValue::Set, ColumnTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
 };
 use service_kit::actor::Actor;
-use service_kit::clock::{Clock, SimulatedClock};
+use service_kit::clock::{Clock, JumpWatch, SimulatedClock};
 use service_kit::db::{begin_write, connect, migrate};
 use service_kit::entropy::SeededEntropy;
 use service_kit::ids::IdGenerator;
@@ -83,14 +83,15 @@ impl House {
         let clock = Arc::new(SimulatedClock::new(plan_time()));
         let store = SqlSweepStore::new(db.clone());
         let signal = EventSignal::new();
-        let sweeper = Arc::new(sweeper(&store, policy, &signal, 7));
-        let service = SweepService::new(Arc::new(store.clone()), clock.clone(), policy, signal, "rep_me".into());
+        let watch = Arc::new(JumpWatch::new(clock.clone()));
+        let sweeper = Arc::new(sweeper(&store, policy, &signal, 7, watch.clone()));
+        let service = SweepService::new(Arc::new(store.clone()), clock.clone(), policy, signal, "rep_me".into(), watch);
         Self { db, store, clock, sweeper, service, policy, _database: database }
     }
 
     /// Another replica's sweeper on the same database.
     pub(crate) fn another_sweeper(&self) -> Sweeper {
-        sweeper(&self.store, self.policy, &EventSignal::new(), 8)
+        sweeper(&self.store, self.policy, &EventSignal::new(), 8, Arc::new(JumpWatch::new(self.clock.clone())))
     }
 
     /// A key of `agy_1`'s location `loc_1`, created long ago.
@@ -276,9 +277,15 @@ impl House {
     }
 }
 
-fn sweeper(store: &SqlSweepStore, policy: SweepPolicy, signal: &EventSignal, seed: u64) -> Sweeper {
+fn sweeper(
+    store: &SqlSweepStore,
+    policy: SweepPolicy,
+    signal: &EventSignal,
+    seed: u64,
+    watch: Arc<JumpWatch>,
+) -> Sweeper {
     let ids = IdGenerator::new(Arc::new(SeededEntropy::new(seed)));
-    Sweeper::new(Arc::new(store.clone()), Arc::new(NothingToFlush), ids, policy, signal.clone(), "rep_me".into())
+    Sweeper::new(Arc::new(store.clone()), Arc::new(NothingToFlush), ids, policy, signal.clone(), "rep_me".into(), watch)
 }
 
 /// A row of `api_keys`.
