@@ -140,7 +140,7 @@ both_databases! {
         let gone = v2::DeleteLocationRequest { location_id: made.remove(3), ..Default::default() };
         world.locations().delete_location(gone).await.expect("deleted");
         let page = |agency_id: &str, show_deleted: bool, page_token: &str| v2::ListLocationsRequest {
-            agency_id: agency_id.to_owned(), show_deleted, page_size: 2, page_token: page_token.to_owned(),
+            agency_id: agency_id.to_owned(), show_deleted, page_size: 2, page_token: page_token.to_owned(), ..Default::default()
         };
         let (mut read, mut token) = (Vec::new(), String::new());
         loop {
@@ -160,9 +160,9 @@ both_databases! {
             token = answer.next_page_token;
         }
         assert_eq!(read, made);
-        let agencies = world.agencies().list_agencies(v2::ListAgenciesRequest { page_size: 1, page_token: String::new() }).await;
+        let agencies = world.agencies().list_agencies(v2::ListAgenciesRequest { page_size: 1, ..Default::default() }).await;
         let agencies = agencies.expect("a page").into_inner();
-        let second = v2::ListAgenciesRequest { page_size: 1, page_token: agencies.next_page_token };
+        let second = v2::ListAgenciesRequest { page_size: 1, page_token: agencies.next_page_token, ..Default::default() };
         let second = world.agencies().list_agencies(second).await.expect("a page").into_inner();
         assert_eq!((agencies.agencies[0].name.as_str(), second.agencies[0].name.as_str()), ("Agency", "Other"));
         assert!(second.next_page_token.is_empty());

@@ -4,14 +4,24 @@ use service_kit::page::Page;
 use service_kit::violations::Violations;
 
 use super::error::{AppError, Resource};
+use super::listing::Window;
 use super::policy::{Action, Caller};
-use super::{App, Call, Listed, check_etag, check_required, cursor, listed, masked, mutation_key, retrying, written};
+use super::{App, Call, Listed, check_etag, check_required, listed, masked, mutation_key, retrying, written};
 use crate::domain::AGENCY_ID;
 use crate::domain::profile::{Profile, ProfileField};
 use crate::domain::resources::Agency;
 
 /// The zone of an agency that names none.
 const DEFAULT_TIME_ZONE: &str = "UTC";
+
+/// Which agencies to list.
+#[derive(Clone, Debug)]
+pub struct ListAgencies {
+    /// Whose name begins with this. Empty: all.
+    pub name_prefix: String,
+    /// In which order. Empty: as they were created.
+    pub order_by: String,
+}
 
 /// A change of one agency.
 #[derive(Clone, Debug)]
@@ -70,7 +80,14 @@ impl App {
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn list_agencies(&self, call: &Call, page: &Page) -> Result<Listed<Agency>, AppError> {
+    pub async fn list_agencies(
+        &self,
+        call: &Call,
+        list: &ListAgencies,
+        page: &Page,
+    ) -> Result<Listed<Agency>, AppError> {
+        let mut faults = Violations::default();
+        let window = Window::parse(page, AGENCY_ID, &list.name_prefix, &list.order_by, &mut faults)?;
         match self.caller(call).await? {
             Caller::Person(user) => {
                 Ok(Listed { items: vec![self.get_agency(call, &user.agency_id).await?], next: None })
@@ -78,8 +95,10 @@ impl App {
             Caller::Stranger(actor) => Err(AppError::not_found(Resource::User, actor.id())),
             Caller::Nobody | Caller::Service(_) | Caller::ApiClient(_) => {
                 self.permit(call, Action::Installation, "", (Resource::Agency, "")).await?;
-                let items = self.store.agencies(cursor(page, AGENCY_ID)?, u64::from(page.size) + 1).await?;
-                Ok(listed(items, page, |agency| &agency.id, |agency| agency.profile.text_bytes()))
+                faults.into_result()?;
+                let items = self.store.agencies(&window).await?;
+                let cursor = |agency: &Agency| window.order.cursor(&agency.id, &agency.profile.name);
+                Ok(listed(items, page, cursor, |agency| agency.profile.text_bytes()))
             }
         }
     }

@@ -8,11 +8,13 @@ use service_kit::violations::Violations;
 use super::agencies::profile_fields;
 use super::error::{AppError, Resource};
 use super::generation::generation_event;
+use super::listing::Window;
 use super::policy::Action;
-use super::ports::{AuditEvent, KeyOrder, MutationKey, Recalled, StoredLocation};
-use super::{App, Call, Listed, check_etag, check_required, cursor, listed, mutation_key, retrying, written};
+use super::ports::{AuditEvent, KeyOrder, LocationFilter, MutationKey, Recalled, StoredLocation};
+use super::{App, Call, Listed, check_etag, check_required, listed, mutation_key, retrying, written};
 use crate::domain::LOCATION_ID;
-use crate::domain::profile::Profile;
+use crate::domain::contact::check_country;
+use crate::domain::profile::{PLACE_MAX, Profile};
 use crate::domain::resources::{Location, seal_binding};
 
 /// The location to take in.
@@ -33,6 +35,14 @@ pub struct ListLocations {
     pub agency_id: String,
     /// Whether deleted ones are listed too.
     pub show_deleted: bool,
+    /// Whose name begins with this. Empty: all.
+    pub name_prefix: String,
+    /// In this country. Empty: all.
+    pub country: String,
+    /// In this state. Empty: all.
+    pub state: String,
+    /// In which order. Empty: as they were created.
+    pub order_by: String,
 }
 
 /// A change of one location.
@@ -163,9 +173,25 @@ impl App {
         page: &Page,
     ) -> Result<Listed<LocationView>, AppError> {
         let agency = self.permitted_agency(call, Action::Read, &list.agency_id).await?;
-        let after = cursor(page, LOCATION_ID)?;
-        let rows = self.store.locations(&agency.id, list.show_deleted, after, u64::from(page.size) + 1).await?;
-        let rows = listed(rows, page, |stored| &stored.location.id, |stored| stored.location.profile.text_bytes());
+        let mut faults = Violations::default();
+        let window = Window::parse(page, LOCATION_ID, &list.name_prefix, &list.order_by, &mut faults)?;
+        if let Some(Err(fault)) = (!list.country.is_empty()).then(|| check_country(&list.country)) {
+            faults.push("country", fault);
+        }
+        faults.check_text("state", &list.state, PLACE_MAX);
+        faults.into_result()?;
+        let filter = LocationFilter {
+            agency_id: &agency.id,
+            show_deleted: list.show_deleted,
+            country: &list.country,
+            state: &list.state,
+        };
+        let rows = self.store.locations(filter, &window).await?;
+        let cursor = |stored: &StoredLocation| {
+            let location = &stored.location;
+            window.order.cursor(&location.id, &location.profile.name)
+        };
+        let rows = listed(rows, page, cursor, |stored| stored.location.profile.text_bytes());
         // Read after the rows: a choice made in between hides their keys.
         let shown =
             rows.items.iter().any(|row| row.sealed_key.is_some()) && !self.effective_setting(&agency.id).await?.enabled;

@@ -3,6 +3,7 @@
 mod agencies;
 pub mod error;
 mod generation;
+pub mod listing;
 mod locations;
 pub mod policy;
 pub mod ports;
@@ -28,7 +29,7 @@ use error::{AppError, Resource};
 use policy::{Action, Caller, Refusal};
 use ports::{KeyGenerator, MutationKey, Recalled, Store, Written};
 
-pub use agencies::UpdateAgency;
+pub use agencies::{ListAgencies, UpdateAgency};
 pub use generation::GenerateKey;
 pub use locations::{CreateLocation, ListLocations, LocationView, UpdateLocation};
 pub use security::ChooseSecurity;
@@ -215,7 +216,7 @@ fn check_required(faults: &mut Violations, field: &str, id: &str) {
     }
 }
 
-/// The cursor of a page: the id after which it begins.
+/// The cursor of a page of users: the id after which it begins.
 fn cursor<'a>(page: &'a Page, prefix: &str) -> Result<Option<&'a str>, AppError> {
     match page.cursor.as_deref() {
         Some(id) if !ids::is_id(prefix, id) => Err(AppError::Page(PageError::ForeignToken)),
@@ -229,7 +230,12 @@ const PAGE_BYTES: usize = 2 * 1024 * 1024;
 const RESOURCE_BYTES: usize = 200;
 
 /// Cuts what was read, one more than asked for, to the page; a page of heavy items holds fewer than it could.
-fn listed<T>(mut items: Vec<T>, page: &Page, id: impl Fn(&T) -> &str, text_bytes: impl Fn(&T) -> usize) -> Listed<T> {
+fn listed<T>(
+    mut items: Vec<T>,
+    page: &Page,
+    cursor: impl Fn(&T) -> String,
+    text_bytes: impl Fn(&T) -> usize,
+) -> Listed<T> {
     let mut bytes = 0;
     let fitting = items
         .iter()
@@ -242,7 +248,7 @@ fn listed<T>(mut items: Vec<T>, page: &Page, id: impl Fn(&T) -> &str, text_bytes
         .count();
     let more = items.len() > fitting;
     items.truncate(fitting);
-    let next = items.last().filter(|_| more).map(|last| id(last).to_owned());
+    let next = items.last().filter(|_| more).map(cursor);
     Listed { items, next }
 }
 
@@ -255,7 +261,7 @@ mod tests {
         let cut = |count: usize, size: u32, weight: usize| {
             let items: Vec<_> = (0..count).map(|i| i.to_string()).collect();
             let page = Page { size, cursor: None };
-            let listed = listed(items, &page, |item| item, |_| weight);
+            let listed = listed(items, &page, String::clone, |_| weight);
             (listed.items.len(), listed.next)
         };
         assert_eq!(cut(0, 5, 0), (0, None));

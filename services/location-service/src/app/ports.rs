@@ -10,9 +10,10 @@ use service_kit::keyring::Sealed;
 use service_kit::violations::Violations;
 
 use super::Call;
+use super::listing::Window;
 use crate::domain::resources::{Agency, Location};
 use crate::domain::security::Choice;
-use crate::domain::user::User;
+use crate::domain::user::{RoleLevel, RoleType, User};
 
 /// Why the store did not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +98,19 @@ pub struct StoredLocation {
     pub sealed_key: Option<Sealed>,
 }
 
+/// Which locations to list.
+#[derive(Clone, Copy, Debug)]
+pub struct LocationFilter<'a> {
+    /// Of this agency.
+    pub agency_id: &'a str,
+    /// Whether deleted ones are listed too.
+    pub show_deleted: bool,
+    /// In this country. Empty: all.
+    pub country: &'a str,
+    /// In this state. Empty: all.
+    pub state: &'a str,
+}
+
 /// Which users to list.
 #[derive(Clone, Copy, Debug)]
 pub struct UserFilter<'a> {
@@ -106,6 +120,10 @@ pub struct UserFilter<'a> {
     pub location_id: Option<&'a str>,
     /// Who have this address.
     pub email: Option<&'a str>,
+    /// Who have this type of role.
+    pub role_type: Option<RoleType>,
+    /// Who have this level of role.
+    pub role_level: Option<RoleLevel>,
 }
 
 /// A person to tell about keys.
@@ -156,8 +174,8 @@ pub trait RequestLog: Send + Sync {
 pub trait AgencyStore: Send + Sync {
     /// One agency.
     async fn agency(&self, id: &str) -> Result<Option<Agency>, StoreError>;
-    /// Agencies after a cursor, by id.
-    async fn agencies(&self, after: Option<&str>, limit: u64) -> Result<Vec<Agency>, StoreError>;
+    /// One page of the agencies.
+    async fn agencies(&self, window: &Window) -> Result<Vec<Agency>, StoreError>;
     /// Stores a new agency.
     async fn insert_agency(&self, agency: &Agency, key: Option<&MutationKey>) -> Result<Written, StoreError>;
     /// Stores a changed agency over the revision before its own.
@@ -179,14 +197,8 @@ pub trait AgencyStore: Send + Sync {
 pub trait LocationStore: Send + Sync {
     /// One location, also a deleted one.
     async fn location(&self, id: &str) -> Result<Option<StoredLocation>, StoreError>;
-    /// Locations of an agency after a cursor, by id.
-    async fn locations(
-        &self,
-        agency_id: &str,
-        show_deleted: bool,
-        after: Option<&str>,
-        limit: u64,
-    ) -> Result<Vec<StoredLocation>, StoreError>;
+    /// One page of an agency's locations.
+    async fn locations(&self, filter: LocationFilter<'_>, window: &Window) -> Result<Vec<StoredLocation>, StoreError>;
     /// Stores a new location. Its sealed key is kept only if the agency is still opted out when this commits.
     async fn insert_location(
         &self,

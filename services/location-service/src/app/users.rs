@@ -13,7 +13,7 @@ use super::{
     App, Call, FAULTS_SHOWN, Listed, check_etag, check_required, cursor, listed, masked, mutation_key, retrying, shown,
     written,
 };
-use crate::domain::user::{LOCATIONS_MAX, User, UserDetails, UserField};
+use crate::domain::user::{LOCATIONS_MAX, RoleLevel, RoleType, User, UserDetails, UserField};
 use crate::domain::{LOCATION_ID, USER_ID};
 
 /// As many locations as one question about recipients may name.
@@ -49,6 +49,10 @@ pub struct ListUsers {
     pub location_id: String,
     /// Who have this address. Empty: all.
     pub email: String,
+    /// Who have this type of role. `None`: all.
+    pub role_type: Option<RoleType>,
+    /// Who have this level of role. `None`: all.
+    pub role_level: Option<RoleLevel>,
 }
 
 /// A change of one user.
@@ -129,9 +133,15 @@ impl App {
         faults.into_result()?;
         let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (location_id, email) = (set(&list.location_id), set(&list.email));
-        let filter = UserFilter { agency_id: &agency.id, location_id: location_id.as_deref(), email: email.as_deref() };
+        let filter = UserFilter {
+            agency_id: &agency.id,
+            location_id: location_id.as_deref(),
+            email: email.as_deref(),
+            role_type: list.role_type,
+            role_level: list.role_level,
+        };
         let items = self.store.users(filter, cursor(page, USER_ID)?, u64::from(page.size) + 1).await?;
-        Ok(listed(items, page, |user| &user.id, |user| user.details.text_bytes()))
+        Ok(listed(items, page, |user| user.id.clone(), |user| user.details.text_bytes()))
     }
 
     /// Changes a user.

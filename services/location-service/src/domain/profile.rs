@@ -7,7 +7,8 @@ use super::contact;
 
 const NAME_MAX: usize = 200;
 const ADDRESS_MAX: usize = 300;
-const PLACE_MAX: usize = 100;
+/// As many characters as the name of a town or a state may have.
+pub const PLACE_MAX: usize = 100;
 
 /// What is known of a business. An empty text: not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -94,6 +95,11 @@ impl ProfileField {
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|field| field.name() == name)
     }
+}
+
+/// The form in which names are compared: letter by letter in small letters, so that a name's beginning stays the beginning.
+pub fn name_key(name: &str) -> String {
+    name.chars().flat_map(char::to_lowercase).collect()
 }
 
 impl Profile {

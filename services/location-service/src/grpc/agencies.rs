@@ -5,9 +5,7 @@ use keysweep_proto::location::v2::agency_service_server::AgencyService;
 use tonic::{Request, Response, Status};
 
 use super::{Handler, convert, next_token, open, page_of, paths, required, status};
-use crate::app::{ChooseSecurity, UpdateAgency};
-
-const LIST: &str = "ListAgencies";
+use crate::app::{ChooseSecurity, ListAgencies, UpdateAgency};
 
 #[tonic::async_trait]
 impl AgencyService for Handler {
@@ -29,11 +27,13 @@ impl AgencyService for Handler {
         request: Request<v2::ListAgenciesRequest>,
     ) -> Result<Response<v2::ListAgenciesResponse>, Status> {
         let (call, message) = open(request);
-        let page = page_of(message.page_size, &message.page_token, LIST)?;
-        let listed = self.app.list_agencies(&call, &page).await.map_err(status::of)?;
+        let list = ListAgencies { name_prefix: message.name_prefix, order_by: message.order_by };
+        let filter = format!("ListAgencies {list:?}");
+        let page = page_of(message.page_size, &message.page_token, &filter)?;
+        let listed = self.app.list_agencies(&call, &list, &page).await.map_err(status::of)?;
         Ok(Response::new(v2::ListAgenciesResponse {
             agencies: listed.items.into_iter().map(convert::agency).collect(),
-            next_page_token: next_token(listed.next, LIST),
+            next_page_token: next_token(listed.next, &filter),
         }))
     }
 

@@ -139,6 +139,31 @@ pub(super) fn user_details(message: v2::User) -> UserDetails {
     }
 }
 
+/// The roles that a list is narrowed to. `None`: all.
+pub(super) fn role_filter(kind: i32, level: i32) -> Result<(Option<RoleType>, Option<RoleLevel>), Status> {
+    let mut faults = Violations::default();
+    let kind = match v2::RoleType::try_from(kind) {
+        Ok(v2::RoleType::Agency) => Some(RoleType::Agency),
+        Ok(v2::RoleType::Location) => Some(RoleType::Location),
+        Ok(v2::RoleType::Unspecified) => None,
+        Err(_) => {
+            faults.push("role_type", "is no type of role");
+            None
+        }
+    };
+    let level = match v2::RoleLevel::try_from(level) {
+        Ok(v2::RoleLevel::Admin) => Some(RoleLevel::Admin),
+        Ok(v2::RoleLevel::User) => Some(RoleLevel::User),
+        Ok(v2::RoleLevel::Unspecified) => None,
+        Err(_) => {
+            faults.push("role_level", "is no level of role");
+            None
+        }
+    };
+    faults.into_result().map_err(|faults| status::of(AppError::Invalid(faults)))?;
+    Ok((kind, level))
+}
+
 /// The legacy user, which is version 2's without what came later.
 pub(super) fn legacy_user(current: User) -> v1::User {
     let current = user(current);

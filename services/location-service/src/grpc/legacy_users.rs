@@ -28,7 +28,13 @@ impl UserService for Handler {
         request: Request<v1::ListUsersRequest>,
     ) -> Result<Response<v1::ListUsersResponse>, Status> {
         let (call, message) = open(request);
-        let list = ListUsers { agency_id: message.agency_id, location_id: message.location_id, email: String::new() };
+        let list = ListUsers {
+            agency_id: message.agency_id,
+            location_id: message.location_id,
+            email: String::new(),
+            role_type: None,
+            role_level: None,
+        };
         let filter = format!("v1.ListUsers {list:?}");
         let page = page_of(message.page_size, &message.page_token, &filter)?;
         let listed = self.app.list_users(&call, &list, &page).await.map_err(status::of)?;

@@ -31,7 +31,14 @@ impl LocationService for Handler {
         request: Request<v2::ListLocationsRequest>,
     ) -> Result<Response<v2::ListLocationsResponse>, Status> {
         let (call, message) = open(request);
-        let list = ListLocations { agency_id: message.agency_id, show_deleted: message.show_deleted };
+        let list = ListLocations {
+            agency_id: message.agency_id,
+            show_deleted: message.show_deleted,
+            name_prefix: message.name_prefix,
+            country: message.country,
+            state: message.state,
+            order_by: message.order_by,
+        };
         let filter = format!("ListLocations {list:?}");
         let page = page_of(message.page_size, &message.page_token, &filter)?;
         let listed = self.app.list_locations(&call, &list, &page).await.map_err(status::of)?;

@@ -37,7 +37,14 @@ impl UserService for Handler {
         request: Request<v2::ListUsersRequest>,
     ) -> Result<Response<v2::ListUsersResponse>, Status> {
         let (call, message) = open(request);
-        let list = ListUsers { agency_id: message.agency_id, location_id: message.location_id, email: message.email };
+        let (role_type, role_level) = convert::role_filter(message.role_type, message.role_level)?;
+        let list = ListUsers {
+            agency_id: message.agency_id,
+            location_id: message.location_id,
+            email: message.email,
+            role_type,
+            role_level,
+        };
         let filter = format!("ListUsers {list:?}");
         let page = page_of(message.page_size, &message.page_token, &filter)?;
         let listed = self.app.list_users(&call, &list, &page).await.map_err(status::of)?;

@@ -3,13 +3,14 @@
 use async_trait::async_trait;
 use sea_orm::sea_query::{Expr, OnConflict};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect, QueryTrait, Value,
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect, Value,
 };
 use service_kit::time::to_micros;
 
 use super::entities::{agencies, locations, security_settings};
+use super::listing::windowed;
 use super::{DatabaseStore, convert, fault, finish, replayed, write_audit};
+use crate::app::listing::Window;
 use crate::app::ports::{AgencyStore, AuditEvent, MutationKey, StoreError, Written};
 use crate::domain::resources::Agency;
 use crate::domain::security::Choice;
@@ -21,14 +22,9 @@ impl AgencyStore for DatabaseStore {
         Ok(row.map(convert::agency))
     }
 
-    async fn agencies(&self, after: Option<&str>, limit: u64) -> Result<Vec<Agency>, StoreError> {
-        let rows = agencies::Entity::find()
-            .apply_if(after, |query, after| query.filter(agencies::Column::Id.gt(after)))
-            .order_by_asc(agencies::Column::Id)
-            .limit(limit)
-            .all(&self.db)
-            .await
-            .map_err(fault)?;
+    async fn agencies(&self, window: &Window) -> Result<Vec<Agency>, StoreError> {
+        let query = windowed(agencies::Entity::find(), agencies::Column::Id, agencies::Column::NameKey, window);
+        let rows = query.all(&self.db).await.map_err(fault)?;
         Ok(rows.into_iter().map(convert::agency).collect())
     }
 

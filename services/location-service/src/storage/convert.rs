@@ -7,7 +7,7 @@ use service_kit::time::{from_micros, to_micros};
 use super::entities::{agencies, locations, security_settings, users};
 use crate::app::ports::{StoreError, StoredLocation};
 use crate::domain::contact::email_key;
-use crate::domain::profile::Profile;
+use crate::domain::profile::{Profile, name_key};
 use crate::domain::resources::{Agency, Location};
 use crate::domain::security::Choice;
 use crate::domain::user::{Role, RoleLevel, RoleType, User, UserDetails};
@@ -38,6 +38,7 @@ pub(super) fn agency_row(agency: &Agency) -> agencies::ActiveModel {
     agencies::ActiveModel {
         id: Set(agency.id.clone()),
         name: Set(p.name.clone()),
+        name_key: Set(name_key(&p.name)),
         email: Set(p.email.clone()),
         phone: Set(p.phone.clone()),
         address: Set(p.address.clone()),
@@ -91,6 +92,7 @@ pub(super) fn location_row(location: &Location) -> locations::ActiveModel {
         id: Set(location.id.clone()),
         agency_id: Set(location.agency_id.clone()),
         name: Set(p.name.clone()),
+        name_key: Set(name_key(&p.name)),
         email: Set(p.email.clone()),
         phone: Set(p.phone.clone()),
         address: Set(p.address.clone()),

@@ -1,12 +1,14 @@
 //! Locations and the sealed copies of their keys.
 
 use async_trait::async_trait;
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QuerySelect};
 
 use super::agencies::{choice_of, lock_agency};
 use super::entities::locations;
+use super::listing::windowed;
 use super::{DatabaseStore, convert, fault, finish, replayed, write_audit};
-use crate::app::ports::{AuditEvent, LocationStore, MutationKey, StoreError, StoredLocation, Written};
+use crate::app::listing::Window;
+use crate::app::ports::{AuditEvent, LocationFilter, LocationStore, MutationKey, StoreError, StoredLocation, Written};
 use crate::domain::resources::Location;
 
 #[async_trait]
@@ -16,24 +18,19 @@ impl LocationStore for DatabaseStore {
         row.map(convert::location).transpose()
     }
 
-    async fn locations(
-        &self,
-        agency_id: &str,
-        show_deleted: bool,
-        after: Option<&str>,
-        limit: u64,
-    ) -> Result<Vec<StoredLocation>, StoreError> {
-        let mut query = locations::Entity::find().filter(locations::Column::AgencyId.eq(agency_id));
-        if !show_deleted {
+    async fn locations(&self, filter: LocationFilter<'_>, window: &Window) -> Result<Vec<StoredLocation>, StoreError> {
+        let mut query = locations::Entity::find().filter(locations::Column::AgencyId.eq(filter.agency_id));
+        if !filter.show_deleted {
             query = query.filter(locations::Column::DeletedAt.is_null());
         }
-        let rows = query
-            .apply_if(after, |query, after| query.filter(locations::Column::Id.gt(after)))
-            .order_by_asc(locations::Column::Id)
-            .limit(limit)
-            .all(&self.db)
-            .await
-            .map_err(fault)?;
+        if !filter.country.is_empty() {
+            query = query.filter(locations::Column::Country.eq(filter.country));
+        }
+        if !filter.state.is_empty() {
+            query = query.filter(locations::Column::State.eq(filter.state));
+        }
+        let query = windowed(query, locations::Column::Id, locations::Column::NameKey, window);
+        let rows = query.all(&self.db).await.map_err(fault)?;
         rows.into_iter().map(convert::location).collect()
     }
 

@@ -3,6 +3,7 @@
 mod agencies;
 mod convert;
 mod entities;
+mod listing;
 mod locations;
 mod migrator;
 mod requests;

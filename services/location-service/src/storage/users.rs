@@ -32,6 +32,12 @@ impl UserStore for DatabaseStore {
         if let Some(email) = filter.email {
             query = query.filter(users::Column::EmailKey.eq(email_key(email)));
         }
+        if let Some(kind) = filter.role_type {
+            query = query.filter(users::Column::RoleType.eq(convert::role_type(kind)));
+        }
+        if let Some(level) = filter.role_level {
+            query = query.filter(users::Column::RoleLevel.eq(convert::role_level(level)));
+        }
         if let Some(location_id) = filter.location_id {
             let there = Query::select()
                 .column(user_locations::Column::UserId)

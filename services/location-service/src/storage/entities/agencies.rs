@@ -9,6 +9,7 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: String,
     pub name: String,
+    pub name_key: String,
     pub email: String,
     pub phone: String,
     pub address: String,

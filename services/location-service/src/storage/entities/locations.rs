@@ -10,6 +10,7 @@ pub struct Model {
     pub id: String,
     pub agency_id: String,
     pub name: String,
+    pub name_key: String,
     pub email: String,
     pub phone: String,
     pub address: String,
