@@ -62,7 +62,8 @@ impl UserStore for DatabaseStore {
             return Ok(known);
         }
         if email_taken(&tx, user).await? {
-            return Ok(Written::EmailTaken);
+            // The same call, made twice at once, may have committed since: then the address is this request's own.
+            return Ok(replayed(&tx, key, user.created_at).await?.unwrap_or(Written::EmailTaken));
         }
         users::Entity::insert(convert::user_row(user)?).exec_without_returning(&tx).await.map_err(fault)?;
         write_locations(&tx, user).await?;
