@@ -7,7 +7,6 @@ use service_kit::idempotency;
 pub(crate) struct Migration;
 
 // The trait's methods elide the lifetime, so these must too.
-#[allow(elided_lifetimes_in_paths)]
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {

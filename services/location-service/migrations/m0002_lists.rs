@@ -21,7 +21,6 @@ const INDEXES: [(&str, &str, &[&str]); 6] = [
 ];
 
 // The trait's methods elide the lifetime, so these must too.
-#[allow(elided_lifetimes_in_paths)]
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
