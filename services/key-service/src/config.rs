@@ -13,6 +13,7 @@ use service_kit::server::ServerConfig;
 use service_kit::telemetry::{LogConfig, MetricsConfig};
 
 use crate::app::keys::KeySettings;
+use crate::app::verify::{GuessSettings, MemoryBounds};
 use crate::domain::sweep::{Breaker, Cadence, SweepPolicy};
 
 /// The built-in settings, naming every one.
@@ -35,6 +36,8 @@ pub struct Config {
     pub keys: KeysConfig,
     /// How often secrets are shown.
     pub reveal: RevealConfig,
+    /// How secrets are verified.
+    pub verification: VerificationConfig,
     /// How uses are recorded.
     pub usage: UsageConfig,
     /// How the sweep goes.
@@ -61,6 +64,20 @@ pub struct RevealConfig {
     pub per_minute: NonZeroU32,
 }
 
+/// How secrets are verified.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerificationConfig {
+    /// Keys kept in memory.
+    pub memory_max_keys: usize,
+    /// Secrets of no key or of an ended one kept in memory.
+    pub memory_max_refusals: usize,
+    /// Secrets not in memory that one source may present a minute before it is slowed.
+    pub guesses_per_minute: NonZeroU32,
+    /// Sources that are remembered.
+    pub guesses_max_sources: usize,
+}
+
 /// How uses are recorded.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,6 +86,8 @@ pub struct UsageConfig {
     pub recording_slack_ms: u64,
     /// Keys whose uses wait in memory.
     pub buffer_max_keys: usize,
+    /// Keys whose uses are stored a second.
+    pub flush_max_keys: usize,
 }
 
 /// How the sweep goes.
@@ -100,7 +119,24 @@ impl Config {
 
     /// What the use cases of keys go by.
     pub(crate) fn key_settings(&self) -> KeySettings {
-        KeySettings { recoverable: self.keys.recoverable, recording_slack: self.recording_slack() }
+        KeySettings { recoverable: self.keys.recoverable }
+    }
+
+    /// How much verification keeps in memory.
+    pub(crate) fn memory_bounds(&self) -> MemoryBounds {
+        MemoryBounds {
+            max_keys: self.verification.memory_max_keys,
+            max_waiting: self.usage.buffer_max_keys,
+            flush_max_keys: self.usage.flush_max_keys,
+        }
+    }
+
+    /// How guessing is slowed.
+    pub(crate) fn guess_settings(&self) -> GuessSettings {
+        GuessSettings {
+            per_minute: self.verification.guesses_per_minute,
+            max_sources: self.verification.guesses_max_sources,
+        }
     }
 
     /// What the sweep goes by.
@@ -114,7 +150,7 @@ impl Config {
         })
     }
 
-    fn recording_slack(&self) -> TimeDelta {
+    pub(crate) fn recording_slack(&self) -> TimeDelta {
         TimeDelta::milliseconds(self.usage.recording_slack_ms.min(MAX_SLACK_MS).cast_signed())
     }
 }
@@ -150,8 +186,16 @@ impl Validate for Config {
         if self.usage.recording_slack_ms > MAX_SLACK_MS {
             faults.push("usage.recording_slack_ms", format!("must be at most {MAX_SLACK_MS}"));
         }
-        if self.usage.buffer_max_keys == 0 {
-            faults.push("usage.buffer_max_keys", "must be at least 1");
+        for (path, value, max) in [
+            ("verification.memory_max_keys", self.verification.memory_max_keys, 100_000_000),
+            ("verification.memory_max_refusals", self.verification.memory_max_refusals, 10_000_000),
+            ("verification.guesses_max_sources", self.verification.guesses_max_sources, 10_000_000),
+            ("usage.buffer_max_keys", self.usage.buffer_max_keys, 10_000_000),
+            ("usage.flush_max_keys", self.usage.flush_max_keys, 1_000_000),
+        ] {
+            if !(1..=max).contains(&value) {
+                faults.push(path, format!("must lie between 1 and {max}"));
+            }
         }
         self.sweep.validate(faults);
     }
@@ -194,6 +238,9 @@ mod tests {
             ("KEYSWEEP_DATABASE__URL", "postgres://localhost/keys"),
             ("KEYSWEEP_USAGE__RECORDING_SLACK_MS", "86400001"),
             ("KEYSWEEP_USAGE__BUFFER_MAX_KEYS", "0"),
+            ("KEYSWEEP_USAGE__FLUSH_MAX_KEYS", "0"),
+            ("KEYSWEEP_VERIFICATION__MEMORY_MAX_KEYS", "100000001"),
+            ("KEYSWEEP_VERIFICATION__GUESSES_MAX_SOURCES", "0"),
             ("KEYSWEEP_REVEAL__PER_MINUTE", "0"),
             ("KEYSWEEP_SWEEP__DAY", "29"),
             ("KEYSWEEP_SWEEP__HOUR", "24"),
@@ -205,6 +252,9 @@ mod tests {
             "keyring.path",
             "usage.recording_slack_ms",
             "usage.buffer_max_keys",
+            "usage.flush_max_keys",
+            "verification.memory_max_keys",
+            "verification.guesses_max_sources",
             "reveal.per_minute",
             "sweep.day",
             "sweep.hour",

@@ -22,5 +22,5 @@ mod run;
 pub mod storage;
 
 pub use clients::import_csv;
-pub use config::{Config, DEFAULTS, KeysConfig, RevealConfig, SweepConfig, UsageConfig};
+pub use config::{Config, DEFAULTS, KeysConfig, RevealConfig, SweepConfig, UsageConfig, VerificationConfig};
 pub use run::{KeyService, run};

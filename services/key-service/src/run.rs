@@ -11,20 +11,23 @@ use service_kit::db;
 use service_kit::ids::IdGenerator;
 use service_kit::jobs::Reconciler;
 use service_kit::keyring::KeyRing;
+use service_kit::notify::listen;
 use service_kit::server::GrpcServer;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::audit::Audit;
 use crate::app::keys::{KeyParts, Keys, RevealLimiter};
 use crate::app::sweep::{EventSignal, SweepService, Sweeper};
 use crate::app::upkeep::Upkeep;
-use crate::app::usage::UsageRecorder;
+use crate::app::verify::{UsageRecorder, Verifier, VerifierParts};
 use crate::config::{Config, DEFAULTS};
 use crate::grpc::KeyApi;
 use crate::grpc::sweep::SweepGrpc;
 use crate::jobs::sweeper::SweeperJob;
-use crate::jobs::{EndOverlaps, FlushUses, ForgetRequests};
+use crate::jobs::{EndOverlaps, FlushUses, FollowChanges, ForgetRequests};
+use crate::storage::changes::KEY_CHANGES;
 use crate::storage::sweep::SqlSweepStore;
 use crate::storage::{Migrator, SqlStore, keyring_check};
 
@@ -59,12 +62,12 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let parts = Parts::build(&config, &deps, &db, ring).await?;
     // The jobs outlive the last call, so that what it left in memory is stored.
     let jobs_end = CancellationToken::new();
-    parts.spawn_jobs(&deps, &jobs_end);
+    let listening = parts.spawn_jobs(&config, &deps, &jobs_end);
 
     let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown);
     let streams = server.streams();
     let served = server
-        .add_service(KeyApi::server(parts.keys, parts.audit))
+        .add_service(KeyApi::server(parts.keys, parts.verifier, parts.audit))
         .add_service(SweepGrpc::new(parts.sweep, streams).into_server())
         .long_call("/keysweep.key.v1.KeyService/ImportApiKeys")
         .serve(listener)
@@ -72,6 +75,8 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
 
     jobs_end.cancel();
     deps.jobs.join().await;
+    // It ends with the jobs, and has nothing to lose.
+    let _ended: Result<(), _> = listening.await;
     let closed = parts.usage.close().await.context("cannot store the last uses");
     // Closing lets SQLite fold its log into the database file.
     let disconnected = db.close().await.context("cannot close the database");
@@ -81,6 +86,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
 /// The use cases, put together.
 struct Parts {
     keys: Arc<Keys>,
+    verifier: Arc<Verifier>,
     audit: Arc<Audit>,
     upkeep: Arc<Upkeep>,
     usage: Arc<UsageRecorder>,
@@ -94,17 +100,30 @@ impl Parts {
         let sweep_store = Arc::new(SqlSweepStore::new(db.clone()));
         let ids = IdGenerator::new(deps.entropy.clone());
         let replica = ids.next(REPLICA_PREFIX, deps.clock.now());
-        let capacity = config.usage.buffer_max_keys;
-        let recorder = UsageRecorder::open(store.clone(), deps.clock.clone(), replica.clone(), capacity);
+        let bounds = config.memory_bounds();
+        let recorder = UsageRecorder::open(store.clone(), deps.clock.clone(), replica.clone(), bounds);
         let usage = Arc::new(recorder.await.context("cannot begin to record uses")?);
         let events = EventSignal::new();
         let policy = config.sweep_policy()?;
+        let ring = Arc::new(ring);
+        let verifier = Verifier::open(VerifierParts {
+            store: store.clone(),
+            changes: store.clone(),
+            ring: ring.clone(),
+            clock: deps.clock.clone(),
+            usage: usage.clone(),
+            events: events.clone(),
+            recording_slack: config.recording_slack(),
+            max_refusals: config.verification.memory_max_refusals,
+            guesses: config.guess_settings(),
+        });
+        let verifier = Arc::new(verifier.await.context("cannot begin to verify")?);
         let keys = Arc::new(Keys::new(KeyParts {
             store: store.clone(),
-            ring: Arc::new(ring),
+            ring,
             clock: deps.clock.clone(),
             entropy: deps.entropy.clone(),
-            usage: usage.clone(),
+            changes: verifier.changes(),
             reveals: RevealLimiter::new(config.reveal.per_minute, deps.clock.clone()),
             events: events.clone(),
             settings: config.key_settings(),
@@ -120,19 +139,19 @@ impl Parts {
         );
         let sweeper = Arc::new(Sweeper::new(sweep_store, usage.clone(), ids, policy, events, replica, watch));
         let (audit, upkeep) = (Arc::new(Audit::new(store.clone())), Arc::new(Upkeep::new(store)));
-        Ok(Self { keys, audit, upkeep, usage, sweep, sweeper })
+        Ok(Self { keys, verifier, audit, upkeep, usage, sweep, sweeper })
     }
 
-    fn spawn_jobs(&self, deps: &Deps, end: &CancellationToken) {
-        let jobs: [Arc<dyn Reconciler>; 4] = [
-            Arc::new(FlushUses::new(self.usage.clone())),
-            Arc::new(EndOverlaps::new(self.upkeep.clone())),
-            Arc::new(ForgetRequests::new(self.upkeep.clone(), self.keys.clone())),
-            Arc::new(SweeperJob::new(self.sweeper.clone())),
-        ];
-        for job in jobs {
-            deps.jobs.spawn(job, deps.clock.clone(), end.clone());
-        }
+    /// Starts the jobs and, on PostgreSQL, the listening for what other replicas change.
+    fn spawn_jobs(&self, config: &Config, deps: &Deps, end: &CancellationToken) -> JoinHandle<()> {
+        let spawn = |job: Arc<dyn Reconciler>| deps.jobs.spawn(job, deps.clock.clone(), end.clone());
+        spawn(Arc::new(FlushUses::new(self.usage.clone())));
+        spawn(Arc::new(EndOverlaps::new(self.upkeep.clone())));
+        spawn(Arc::new(ForgetRequests::new(self.upkeep.clone(), self.keys.clone(), self.verifier.clone())));
+        spawn(Arc::new(SweeperJob::new(self.sweeper.clone())));
+        let following = spawn(Arc::new(FollowChanges::new(self.verifier.changes())));
+        let (database, end) = (config.database.clone(), end.clone());
+        tokio::spawn(async move { listen(&database, KEY_CHANGES, end, || following.signal()).await })
     }
 }
 

@@ -21,6 +21,7 @@ pub mod idempotency;
 pub mod ids;
 pub mod jobs;
 pub mod keyring;
+pub mod notify;
 pub mod page;
 pub mod server;
 pub mod status;

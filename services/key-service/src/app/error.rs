@@ -6,7 +6,7 @@ use service_kit::keyring::KeyRingError;
 use service_kit::violations::Violations;
 
 /// Why a port could not do its work.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// The database does not answer; the same call may succeed later.
     #[error("the database cannot be reached: {0}")]
@@ -71,6 +71,12 @@ pub enum KeyError {
     #[error("too many secrets were revealed for this actor")]
     RevealRateLimited {
         /// When the next may be.
+        retry_after: Duration,
+    },
+    /// The source has presented too many bad secrets, and this is another.
+    #[error("too many bad secrets were presented from this source")]
+    GuessesThrottled {
+        /// When a bad secret is answered again.
         retry_after: Duration,
     },
     /// The key changed since its `etag` was read.

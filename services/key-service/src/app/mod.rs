@@ -4,9 +4,10 @@ pub mod audit;
 mod caller;
 mod error;
 pub mod keys;
+mod limiter;
 pub mod sweep;
 pub mod upkeep;
-pub mod usage;
+pub mod verify;
 
 pub use caller::Caller;
 pub(crate) use caller::PERSON_OR_SERVICE;

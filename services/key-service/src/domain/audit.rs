@@ -12,6 +12,15 @@ const CHAIN_DOMAIN: &[u8] = b"keysweep/audit/v1";
 /// The hash that the first event follows: of a chain without events.
 pub const GENESIS_HASH: [u8; 32] = [0; 32];
 
+/// The actions after which a key verifies otherwise than before: replicas read them from the log to forget what they hold
+/// in memory. A generated key is held by nobody yet; a planned one has been idle for months, so that its next use goes to the
+/// database whatever is in memory.
+pub const CHANGES_OF_VERIFICATION: [&str; 6] =
+    ["key.deleted", KEY_IMPORTED, "key.overlap_ended", "key.revoked", "key.rotated", "key.updated"];
+
+/// A key was imported, whose secret may have been presented before.
+pub const KEY_IMPORTED: &str = "key.imported";
+
 /// Something that was done, not yet placed in the chain.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewAuditEvent {

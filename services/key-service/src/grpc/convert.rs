@@ -6,7 +6,8 @@ use prost_types::Timestamp;
 use service_kit::time::{from_proto, to_proto};
 use service_kit::violations::Violations;
 
-use crate::app::keys::{RefusedRow, Verification};
+use crate::app::keys::RefusedRow;
+use crate::app::verify::Verification;
 use crate::domain::audit::AuditEvent;
 use crate::domain::key::{
     ApiKey, ApiKeyState, Owner, RawCredential, RawImportRow, RawOwner, RawTime, Secret, VerifyCode,

@@ -16,18 +16,20 @@ use super::status::{key_status, storage_status};
 use crate::app::Caller;
 use crate::app::audit::Audit;
 use crate::app::keys::{Issued, Keys};
+use crate::app::verify::Verifier;
 
 /// The service over the use cases of keys and of the audit.
 #[derive(Debug)]
 pub struct KeyApi {
     keys: Arc<Keys>,
+    verifier: Arc<Verifier>,
     audit: Arc<Audit>,
 }
 
 impl KeyApi {
     /// The service, ready to be added to a server.
-    pub fn server(keys: Arc<Keys>, audit: Arc<Audit>) -> KeyServiceServer<Self> {
-        KeyServiceServer::new(Self { keys, audit })
+    pub fn server(keys: Arc<Keys>, verifier: Arc<Verifier>, audit: Arc<Audit>) -> KeyServiceServer<Self> {
+        KeyServiceServer::new(Self { keys, verifier, audit })
     }
 
     fn key(&self, key: crate::domain::key::ApiKey) -> proto::ApiKey {
@@ -86,8 +88,7 @@ impl KeyService for KeyApi {
         request: Request<proto::VerifyKeyRequest>,
     ) -> Result<Response<proto::VerifyKeyResponse>, Status> {
         let (secret, presented) = requests::verify(request.into_inner()).map_err(invalid)?;
-        let verification = self.keys.verify(&secret, &presented).await.map_err(key_status)?;
-        metrics::counter!("keysweep_verifications_total", "code" => verification.code.as_str()).increment(1);
+        let verification = self.verifier.verify(&secret, &presented).await.map_err(key_status)?;
         Ok(Response::new(verification_to_proto(verification)))
     }
 

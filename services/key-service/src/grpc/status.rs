@@ -42,6 +42,9 @@ pub(super) fn key_status(error: KeyError) -> Status {
         KeyError::RevealRateLimited { retry_after } => {
             new(Code::ResourceExhausted, ErrorReason::RevealRateLimited).retry_after(retry_after).build()
         }
+        KeyError::GuessesThrottled { retry_after } => {
+            new(Code::ResourceExhausted, ErrorReason::GuessesThrottled).retry_after(retry_after).build()
+        }
         KeyError::EtagMismatch { key_id } => {
             new(Code::Aborted, ErrorReason::EtagMismatch).metadata("key_id", key_id).build()
         }
@@ -125,6 +128,12 @@ mod tests {
                 KeyError::RevealRateLimited { retry_after: Duration::from_secs(2) },
                 Code::ResourceExhausted,
                 "REVEAL_RATE_LIMITED",
+                vec![],
+            ),
+            (
+                KeyError::GuessesThrottled { retry_after: Duration::from_secs(2) },
+                Code::ResourceExhausted,
+                "GUESSES_THROTTLED",
                 vec![],
             ),
             (KeyError::EtagMismatch { key_id: key_id() }, Code::Aborted, "ETAG_MISMATCH", vec!["key_id"]),

@@ -9,18 +9,21 @@ use service_kit::jobs::{JobReport, Reconciler};
 
 use crate::app::keys::Keys;
 use crate::app::upkeep::Upkeep;
+use crate::app::verify::Verifier;
 
-/// Forgets requests older than 24 h, the secrets kept for them, and actors that have long revealed nothing.
+/// Forgets requests older than 24 h, the secrets kept for them, actors that have long revealed nothing, and sources that have long
+/// presented nothing bad.
 #[derive(Debug)]
 pub struct ForgetRequests {
     upkeep: Arc<Upkeep>,
     keys: Arc<Keys>,
+    verifier: Arc<Verifier>,
 }
 
 impl ForgetRequests {
     /// The job over these use cases.
-    pub fn new(upkeep: Arc<Upkeep>, keys: Arc<Keys>) -> Self {
-        Self { upkeep, keys }
+    pub fn new(upkeep: Arc<Upkeep>, keys: Arc<Keys>, verifier: Arc<Verifier>) -> Self {
+        Self { upkeep, keys, verifier }
     }
 }
 
@@ -36,6 +39,7 @@ impl Reconciler for ForgetRequests {
 
     async fn activate(&self, now: DateTime<Utc>) -> anyhow::Result<JobReport> {
         self.keys.tidy_reveals();
+        self.verifier.tidy();
         let forgotten = self.upkeep.forget_requests(now).await?;
         Ok(JobReport { work: forgotten, detail: serde_json::json!({ "requests": forgotten }) })
     }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use service_kit::jobs::{JobReport, Reconciler};
 
-use crate::app::usage::UsageRecorder;
+use crate::app::verify::UsageRecorder;
 
 /// Stores the uses that wait in memory, each second, and says that it has.
 #[derive(Debug)]
@@ -33,8 +33,11 @@ impl Reconciler for FlushUses {
     }
 
     async fn activate(&self, _: DateTime<Utc>) -> anyhow::Result<JobReport> {
-        let stored = self.recorder.flush().await?;
+        let stored = self.recorder.flush_some().await?;
         metrics::counter!("keysweep_uses_stored_total").increment(stored);
+        let (keys, waiting) = self.recorder.load();
+        metrics::gauge!("keysweep_keys_in_memory").set(keys as f64);
+        metrics::gauge!("keysweep_uses_waiting").set(waiting as f64);
         Ok(JobReport { work: stored, detail: serde_json::json!({ "uses": stored }) })
     }
 }

@@ -3,12 +3,14 @@
 use async_trait::async_trait;
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
+use service_kit::notify::notify;
 use service_kit::time::{from_micros, to_micros};
 
+use super::changes::KEY_CHANGES;
 use super::entities::{audit_events, audit_head};
 use super::{SqlStore, StorageError};
 use crate::app::audit::{AuditFilter, AuditStore};
-use crate::domain::audit::{AuditEvent, ChainHead, NewAuditEvent};
+use crate::domain::audit::{AuditEvent, CHANGES_OF_VERIFICATION, ChainHead, NewAuditEvent};
 
 /// The one row of `audit_head`.
 const HEAD_ID: i16 = 1;
@@ -21,6 +23,7 @@ pub async fn append(tx: &DatabaseTransaction, events: Vec<NewAuditEvent>) -> Res
     if events.is_empty() {
         return Ok(());
     }
+    let concerns_verification = events.iter().any(|event| CHANGES_OF_VERIFICATION.contains(&event.action));
     let stored = audit_head::Entity::find_by_id(HEAD_ID).lock_exclusive().one(tx).await?;
     let mut head = chain_head(stored)?;
     let before = head.sequence;
@@ -30,6 +33,9 @@ pub async fn append(tx: &DatabaseTransaction, events: Vec<NewAuditEvent>) -> Res
         audit_events::Entity::insert_many(chunk).exec_without_returning(tx).await?;
     }
     drop(rows);
+    if concerns_verification {
+        notify(tx, KEY_CHANGES).await?;
+    }
     let moved = audit_head::Entity::update_many()
         .col_expr(audit_head::Column::Sequence, Expr::value(head.sequence))
         .col_expr(audit_head::Column::Hash, Expr::value(head.hash.to_vec()))

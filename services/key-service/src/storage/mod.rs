@@ -4,6 +4,7 @@
 //! other: lot, `api_keys`, `sweep_entries`, `audit_head`, `sweep_head`.
 
 pub mod audit;
+pub mod changes;
 pub mod entities;
 mod error;
 mod import;

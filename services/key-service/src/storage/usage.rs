@@ -11,7 +11,7 @@ use service_kit::time::to_micros;
 use super::StorageError;
 use super::entities::usage_writers::{ActiveModel, Column, Entity};
 use super::keys::SqlStore;
-use crate::app::usage::UsageStore;
+use crate::app::verify::UsageStore;
 
 /// Large batches cost PostgreSQL the least for each use.
 const POSTGRES_BATCH: usize = 10_000;

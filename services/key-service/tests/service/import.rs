@@ -47,7 +47,7 @@ both_databases! {
         let tally = import(&world, vec![row(1), by_digest(2)]).await;
         assert_eq!(counts(&tally), (2, 0, 0));
         for number in [1, 2] {
-            let answer = world.keys.verify(&Secret::new(secret(number)), &Default::default()).await.unwrap();
+            let answer = world.verifier.verify(&Secret::new(secret(number)), &Default::default()).await.unwrap();
             let key = world.keys.get(&answer.key.unwrap().key_id).await.unwrap();
             assert_eq!(key.external_reference, Some(format!("old-{number}")));
             let revealed = world.keys.reveal(&admin(), &key.key_id).await;

@@ -8,6 +8,7 @@ mod grpc;
 mod import;
 mod keyring;
 mod lifecycle;
+mod memory;
 mod reveal;
 mod support;
 mod usage;

@@ -2,28 +2,40 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use key_service::app::Caller;
+use key_service::app::StorageError;
 use key_service::app::audit::Audit;
-use key_service::app::keys::{Generate, Issued, KeyParts, KeySettings, Keys, RevealLimiter};
+use key_service::app::keys::{
+    Change, Generate, ImportCandidate, ImportOutcome, ImportTally, Issued, KeyFilter, KeyParts, KeySettings, KeyStore,
+    Keys, NewKey, Recall, Record, Request, Retirement, RevealLimiter, UseOutcome,
+};
 use key_service::app::sweep::EventSignal;
 use key_service::app::upkeep::Upkeep;
-use key_service::app::usage::UsageRecorder;
-use key_service::domain::audit::AuditEvent;
-use key_service::domain::key::{KeySpec, Networks, Owner, Presented, Scopes, Secret, VerifyCode};
+use key_service::app::verify::{GuessSettings, MemoryBounds, UsageRecorder, Verifier, VerifierParts};
+use key_service::domain::audit::{AuditEvent, NewAuditEvent};
+use key_service::domain::key::{
+    ApiKey, KeySpec, Networks, Owner, Presented, RawCredential, RawImportRow, RawOwner, RawTime, Scopes, Secret,
+    Selector, StoredKey, VerifyCode,
+};
 use key_service::storage::entities::api_keys;
 use key_service::storage::{Migrator, SqlStore};
 use sea_orm::{ConnectionTrait, DatabaseConnection, EntityTrait, Statement};
+use service_kit::actor::Actor;
 use service_kit::clock::SimulatedClock;
 use service_kit::db;
 use service_kit::entropy::SeededEntropy;
-use service_kit::keyring::KeyRing;
+use service_kit::keyring::{KeyRing, Sealed};
 use service_kit::testing::TestDatabase;
 
 pub(crate) const MICRO: TimeDelta = TimeDelta::microseconds(1);
 pub(crate) const SLACK: TimeDelta = TimeDelta::hours(1);
 pub(crate) const REVEALS: u32 = 3;
+pub(crate) const GUESSES: u32 = 5;
+pub(crate) const BOUNDS: MemoryBounds = MemoryBounds { max_keys: 1_000, max_waiting: 10_000, flush_max_keys: 10_000 };
 
 /// What differs between worlds.
 pub(crate) struct Setting {
@@ -42,7 +54,9 @@ pub(crate) struct World {
     pub(crate) db: DatabaseConnection,
     pub(crate) clock: Arc<SimulatedClock>,
     pub(crate) store: Arc<SqlStore>,
+    counted: Arc<CountedStore>,
     pub(crate) usage: Arc<UsageRecorder>,
+    pub(crate) verifier: Verifier,
     pub(crate) keys: Keys,
     pub(crate) audit: Audit,
     pub(crate) upkeep: Upkeep,
@@ -67,19 +81,34 @@ impl World {
         let store = Arc::new(SqlStore::new(db.clone()));
         let clock = Arc::new(SimulatedClock::new(start()));
         let replica = format!("rep_{}", setting.seed);
-        let usage = Arc::new(UsageRecorder::open(store.clone(), clock.clone(), replica, 10_000).await.unwrap());
+        let usage = Arc::new(UsageRecorder::open(store.clone(), clock.clone(), replica, BOUNDS).await.unwrap());
+        let ring = Arc::new(KeyRing::parse(&setting.ring).unwrap());
+        let events = EventSignal::new();
+        let counted = Arc::new(CountedStore { store: store.clone(), finds: AtomicUsize::new(0) });
+        let verifier = VerifierParts {
+            store: counted.clone(),
+            changes: store.clone(),
+            ring: ring.clone(),
+            clock: clock.clone(),
+            usage: usage.clone(),
+            events: events.clone(),
+            recording_slack: SLACK,
+            max_refusals: 100,
+            guesses: GuessSettings { per_minute: NonZeroU32::new(GUESSES).unwrap(), max_sources: 10 },
+        };
+        let verifier = Verifier::open(verifier).await.unwrap();
         let keys = Keys::new(KeyParts {
             store: store.clone(),
-            ring: Arc::new(KeyRing::parse(&setting.ring).unwrap()),
+            ring,
             clock: clock.clone(),
             entropy: Arc::new(SeededEntropy::new(setting.seed)),
-            usage: usage.clone(),
+            changes: verifier.changes(),
             reveals: RevealLimiter::new(NonZeroU32::new(REVEALS).unwrap(), clock.clone()),
-            events: EventSignal::new(),
-            settings: KeySettings { recoverable: setting.recoverable, recording_slack: SLACK },
+            events,
+            settings: KeySettings { recoverable: setting.recoverable },
         });
         let (audit, upkeep) = (Audit::new(store.clone()), Upkeep::new(store.clone()));
-        Self { db, clock, store, usage, keys, audit, upkeep }
+        Self { db, clock, store, counted, usage, verifier, keys, audit, upkeep }
     }
 
     pub(crate) async fn generate(&self, request_id: &str) -> Issued {
@@ -87,7 +116,28 @@ impl World {
     }
 
     pub(crate) async fn code(&self, secret: &str) -> VerifyCode {
-        self.keys.verify(&Secret::new(secret), &Presented::default()).await.unwrap().code
+        self.verifier.verify(&Secret::new(secret), &Presented::default()).await.unwrap().code
+    }
+
+    /// Imports a key with this secret.
+    pub(crate) async fn import(&self, secret: &str) {
+        let row = RawImportRow {
+            owner: RawOwner::Agency("agy_1".into()),
+            credential: RawCredential::Secret(Secret::new(secret)),
+            created_at: RawTime::At(start() - TimeDelta::days(1)),
+            last_used_at: RawTime::Unset,
+            external_reference: "old".into(),
+            display_name: String::new(),
+            scopes: Vec::new(),
+        };
+        let mut tally = ImportTally::default();
+        self.keys.import_chunk(&admin(), vec![row], &mut tally).await.unwrap();
+        assert_eq!(tally.imported, 1);
+    }
+
+    /// How often a secret was looked up in the database.
+    pub(crate) fn look_ups(&self) -> usize {
+        self.counted.finds.load(Ordering::SeqCst)
     }
 
     pub(crate) async fn row(&self, key_id: &str) -> api_keys::Model {
@@ -149,4 +199,57 @@ pub(crate) fn order(request_id: &str) -> Generate {
 
 pub(crate) fn text(issued: &Issued) -> String {
     issued.secret.as_ref().unwrap().expose().to_owned()
+}
+
+/// The store itself, which counts how often it is asked for a secret.
+struct CountedStore {
+    store: Arc<SqlStore>,
+    finds: AtomicUsize,
+}
+
+#[async_trait]
+impl KeyStore for CountedStore {
+    async fn recall(&self, request: &Request, now: DateTime<Utc>) -> Result<Recall, StorageError> {
+        self.store.recall(request, now).await
+    }
+    async fn insert(&self, new: NewKey, record: Record) -> Result<Change, StorageError> {
+        self.store.insert(new, record).await
+    }
+    async fn get(&self, key_id: &str) -> Result<Option<ApiKey>, StorageError> {
+        self.store.get(key_id).await
+    }
+    async fn sealed_secret(&self, key_id: &str) -> Result<Option<Sealed>, StorageError> {
+        self.store.sealed_secret(key_id).await
+    }
+    async fn list(
+        &self,
+        filter: &KeyFilter,
+        after: Option<&str>,
+        limit: u32,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<ApiKey>, StorageError> {
+        self.store.list(filter, after, limit, now).await
+    }
+    async fn find(&self, selectors: &[Selector]) -> Result<Vec<(Selector, StoredKey)>, StorageError> {
+        self.finds.fetch_add(1, Ordering::SeqCst);
+        self.store.find(selectors).await
+    }
+    async fn store_use(&self, key_id: &str, used_at: DateTime<Utc>, actor: &Actor) -> Result<UseOutcome, StorageError> {
+        self.store.store_use(key_id, used_at, actor).await
+    }
+    async fn update(&self, key: &ApiKey, record: Record) -> Result<Change, StorageError> {
+        self.store.update(key, record).await
+    }
+    async fn rotate(&self, retirement: Retirement, successor: NewKey, record: Record) -> Result<Change, StorageError> {
+        self.store.rotate(retirement, successor, record).await
+    }
+    async fn revoke(&self, key_id: &str, revision: i64, record: Record) -> Result<Change, StorageError> {
+        self.store.revoke(key_id, revision, record).await
+    }
+    async fn import(&self, rows: Vec<ImportCandidate>) -> Result<Vec<ImportOutcome>, StorageError> {
+        self.store.import(rows).await
+    }
+    async fn audit(&self, event: NewAuditEvent) -> Result<(), StorageError> {
+        self.store.audit(event).await
+    }
 }

@@ -1,11 +1,13 @@
 use chrono::{DateTime, TimeDelta, Utc};
-use key_service::app::usage::{UsageRecorder, UsageStore};
+use key_service::app::verify::{UsageRecorder, UsageStore};
 use key_service::storage::entities::usage_writers;
 use sea_orm::EntityTrait;
 use service_kit::both_databases;
 use service_kit::time::to_micros;
 
-use crate::support::{World, start};
+use key_service::domain::key::VerifyCode;
+
+use crate::support::{BOUNDS, World, start, text};
 
 async fn writer(world: &World) -> usage_writers::Model {
     usage_writers::Entity::find_by_id("rep_1").one(&world.db).await.unwrap().unwrap()
@@ -83,18 +85,24 @@ both_databases! {
         world.clock.advance(TimeDelta::milliseconds(1));
         world.usage.flush().await.unwrap();
         assert_eq!(writer(&world).await.flushed_through_at, to_micros(start() + TimeDelta::seconds(1)));
-        let key_id = world.generate("").await.key.key_id;
+        let issued = world.generate("").await;
+        world.code(&text(&issued)).await;
         world.clock.advance(TimeDelta::milliseconds(5));
-        assert!(world.usage.record(&key_id, start() + TimeDelta::milliseconds(1_005)));
+        assert_eq!(world.code(&text(&issued)).await, VerifyCode::Valid);
         world.usage.close().await.unwrap();
         let closed = writer(&world).await;
-        assert!(closed.closed_at.is_some() && world.row(&key_id).await.last_used_at.is_some());
-        assert_eq!(closed.flushed_through_at, to_micros(start() + TimeDelta::milliseconds(1_005)));
+        let last = to_micros(start() + TimeDelta::milliseconds(1_005));
+        assert!(closed.closed_at.is_some());
+        assert_eq!((world.row(&issued.key.key_id).await.last_used_at, closed.flushed_through_at), (Some(last), last));
+        // What comes after is stored before it is answered.
+        world.clock.advance(TimeDelta::milliseconds(5));
+        assert_eq!(world.code(&text(&issued)).await, VerifyCode::Valid);
+        assert_eq!(world.row(&issued.key.key_id).await.last_used_at, Some(last + 5_000));
     }
 
     async fn a_replica_whose_row_is_gone_does_not_pretend(db: TestDatabase) {
         let world = World::new(&db).await;
-        let other = UsageRecorder::open(world.store.clone(), world.clock.clone(), "rep_9".into(), 10).await.unwrap();
+        let other = UsageRecorder::open(world.store.clone(), world.clock.clone(), "rep_9".into(), BOUNDS).await.unwrap();
         world.execute("DELETE FROM usage_writers WHERE replica_id = 'rep_9'").await;
         world.clock.advance(TimeDelta::seconds(2));
         assert!(other.flush().await.is_err());

@@ -49,7 +49,7 @@ both_databases! {
         for secret in ["", "two words", "ksw_agy_short", typo.as_str(), long.as_str(), "ключ"] {
             assert_eq!(world.code(secret).await, VerifyCode::Malformed, "{secret:?}");
         }
-        let foreign = world.keys.verify(&Secret::new("sk_live_123"), &Presented::default()).await;
+        let foreign = world.verifier.verify(&Secret::new("sk_live_123"), &Presented::default()).await;
         assert!(matches!(foreign, Err(KeyError::Storage(_))));
     }
 
@@ -62,7 +62,7 @@ both_databases! {
         let ask = async |ip: &str, scopes: &[&str]| {
             let required_scopes = Scopes::from_stored(scopes.iter().map(|scope| (*scope).to_owned()).collect());
             let presented = Presented { required_scopes, source_ip: ip.parse().ok() };
-            world.keys.verify(&Secret::new(secret.as_str()), &presented).await.unwrap()
+            world.verifier.verify(&Secret::new(secret.as_str()), &presented).await.unwrap()
         };
         let valid = ask("192.0.2.7", &["read"]).await;
         assert_eq!(valid.code, VerifyCode::Valid);
@@ -100,7 +100,7 @@ both_databases! {
             "UPDATE api_keys SET state = 3, deleted_at = {}, secret_hash = NULL, sealed_secret = NULL",
             to_micros(deleted_at)
         )).await;
-        let answer = world.keys.verify(issued.secret.as_ref().unwrap(), &Presented::default()).await.unwrap();
+        let answer = world.verifier.verify(issued.secret.as_ref().unwrap(), &Presented::default()).await.unwrap();
         assert_eq!((answer.code, answer.deleted_at, answer.key), (VerifyCode::DeletedBySweep, Some(deleted_at), None));
     }
 
@@ -112,7 +112,7 @@ both_databases! {
         let pending = world.keys.get(&used.key.key_id).await.unwrap().pending_deletion.unwrap();
         assert_eq!((pending.plan_id.as_str(), pending.delete_at), ("plan_1", delete_at));
 
-        let answer = world.keys.verify(used.secret.as_ref().unwrap(), &Presented::default()).await.unwrap();
+        let answer = world.verifier.verify(used.secret.as_ref().unwrap(), &Presented::default()).await.unwrap();
         assert_eq!(answer.key.unwrap().plan_id.as_deref(), Some("plan_1"));
         let revoke = Revoke { key_id: revoked.key.key_id.clone(), reason: String::new(), request_id: String::new() };
         world.keys.revoke(&admin(), &revoke).await.unwrap();

@@ -6,6 +6,7 @@ use service_kit::violations::Violations;
 
 use super::{Attempt, ImportCandidate, ImportOutcome, KEY_PREFIX, KeyError, Keys, NewKey, decide, key_event};
 use crate::app::Caller;
+use crate::domain::audit::KEY_IMPORTED;
 use crate::domain::key::{
     ApiKey, ApiKeyState, Credential, ImportRow, Networks, RawImportRow, Selector, imported_prefix,
 };
@@ -95,6 +96,7 @@ impl Keys {
         }
         let outcomes =
             decide(|| async { Ok(Attempt::Done(self.parts.store.import(candidates.clone()).await?)) }).await?;
+        self.changed(false).await;
         for ((number, reference), outcome) in numbers.iter().zip(outcomes) {
             match outcome {
                 ImportOutcome::Imported => chunk.imported += 1,
@@ -142,7 +144,7 @@ impl Keys {
             selectors.push(Selector::of(&self.hash(version, &digest)?));
         }
         let detail = json!({ "external_reference": row.external_reference, "location_id": row.owner.location_id });
-        let audit = key_event("key.imported", &row.owner.agency_id, &key_id, actor, caller, now, detail);
+        let audit = key_event(KEY_IMPORTED, &row.owner.agency_id, &key_id, actor, caller, now, detail);
         let key = ApiKey {
             key_id,
             owner: row.owner,

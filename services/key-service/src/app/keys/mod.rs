@@ -11,11 +11,10 @@ mod revoke;
 mod rotate;
 mod store;
 mod update;
-mod verify;
 
 use std::sync::Arc;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use service_kit::actor::Actor;
 use service_kit::clock::SharedClock;
@@ -24,7 +23,7 @@ use service_kit::ids::IdGenerator;
 use service_kit::keyring::{KeyRing, Sealed};
 
 use super::sweep::EventSignal;
-use super::usage::UsageRecorder;
+use super::verify::ChangeFollower;
 use super::{Caller, KeyError, StorageError};
 use crate::domain::audit::NewAuditEvent;
 use crate::domain::key::{ApiKey, Secret, SecretDigest, Selector};
@@ -39,7 +38,6 @@ pub use store::{
     Retirement, UseOutcome,
 };
 pub use update::{KeyChanges, Update};
-pub use verify::{Verification, VerifiedKey};
 
 /// Kind of the ids of keys.
 pub const KEY_PREFIX: &str = "key_";
@@ -49,8 +47,6 @@ pub const KEY_PREFIX: &str = "key_";
 pub struct KeySettings {
     /// Whether secrets are kept sealed for `RevealKey`.
     pub recoverable: bool,
-    /// A use may wait in memory only while the stored one is younger than this.
-    pub recording_slack: TimeDelta,
 }
 
 /// What the use cases of keys work with.
@@ -63,8 +59,8 @@ pub struct KeyParts {
     pub clock: SharedClock,
     /// Randomness for secrets and nonces.
     pub entropy: SharedEntropy,
-    /// Uses that wait in memory.
-    pub usage: Arc<UsageRecorder>,
+    /// Keeps the keys in memory in step with what is changed here.
+    pub changes: Arc<ChangeFollower>,
     /// Bounds the reveals of each actor.
     pub reveals: RevealLimiter,
     /// Wakes the subscribers of plans.
@@ -89,7 +85,7 @@ impl std::fmt::Debug for Keys {
 const MAX_ATTEMPTS: usize = 8;
 
 /// What an attempt came to.
-enum Attempt<T> {
+pub(super) enum Attempt<T> {
     Done(T),
     /// Somebody else was faster: decide anew.
     Stale,
@@ -119,6 +115,14 @@ impl Keys {
             Recall::New => Ok(None),
             Recall::Repeated(repeated) => Ok(Some(repeated)),
             Recall::Reused => Err(KeyError::RequestIdReused),
+        }
+    }
+
+    /// A change was stored: this replica verifies by it from now on, and subscribers hear of a key that left its plan.
+    async fn changed(&self, rescued: bool) {
+        self.parts.changes.own_change().await;
+        if rescued {
+            self.parts.events.bump();
         }
     }
 
@@ -152,7 +156,7 @@ fn seal_context(key_id: &str) -> Vec<u8> {
 }
 
 /// Makes attempts until one is done, as long as others being faster is all that goes wrong.
-async fn decide<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, KeyError>
+pub(super) async fn decide<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, KeyError>
 where
     F: Future<Output = Result<Attempt<T>, KeyError>>,
 {

@@ -1,58 +1,23 @@
 //! Showing a secret to a logged-in person.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
 
-use governor::clock::Clock;
-use governor::middleware::NoOpMiddleware;
-use governor::nanos::Nanos;
-use governor::state::keyed::DashMapStateStore;
-use governor::{Quota, RateLimiter};
 use serde_json::json;
 use service_kit::clock::SharedClock;
-use service_kit::time::to_micros;
 
 use super::{Issued, KeyError, Keys, key_event};
 use crate::app::Caller;
+use crate::app::limiter::PerMinute;
 use crate::domain::key::ApiKeyState;
-
-/// The injected clock as the limiter reads it.
-#[derive(Debug, Clone)]
-struct LimiterClock(SharedClock);
-
-impl Clock for LimiterClock {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        let micros = u64::try_from(to_micros(self.0.now())).unwrap_or_default();
-        Nanos::from(Duration::from_micros(micros))
-    }
-}
 
 /// Bounds how many secrets one actor is shown. Each replica counts for itself.
 #[derive(Debug)]
-pub struct RevealLimiter {
-    limiter: RateLimiter<String, DashMapStateStore<String>, LimiterClock, NoOpMiddleware<Nanos>>,
-    clock: LimiterClock,
-}
+pub struct RevealLimiter(PerMinute<String>);
 
 impl RevealLimiter {
     /// At most `per_minute` at once, and as many again each minute.
     pub fn new(per_minute: NonZeroU32, clock: SharedClock) -> Self {
-        let clock = LimiterClock(clock);
-        let limiter = RateLimiter::new(Quota::per_minute(per_minute), DashMapStateStore::default(), clock.clone());
-        Self { limiter, clock }
-    }
-
-    /// Counts one reveal; the error says when the next may be.
-    fn admit(&self, actor: &str) -> Result<(), Duration> {
-        self.limiter.check_key(&actor.to_owned()).map_err(|refused| refused.wait_time_from(self.clock.now()))
-    }
-
-    /// Forgets the actors that have not revealed anything for a while.
-    fn tidy(&self) {
-        self.limiter.retain_recent();
-        self.limiter.shrink_to_fit();
+        Self(PerMinute::new(per_minute, clock))
     }
 }
 
@@ -63,6 +28,7 @@ impl Keys {
         // Before the look-up, so that it bounds guessing at ids too.
         self.parts
             .reveals
+            .0
             .admit(&actor.to_string())
             .map_err(|retry_after| KeyError::RevealRateLimited { retry_after })?;
         let now = self.now();
@@ -83,6 +49,6 @@ impl Keys {
 
     /// Forgets how much each actor has revealed, where that is of no consequence any more.
     pub fn tidy_reveals(&self) {
-        self.parts.reveals.tidy();
+        self.parts.reveals.0.tidy();
     }
 }

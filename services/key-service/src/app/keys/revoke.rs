@@ -55,9 +55,7 @@ impl Keys {
         let record = Record { now, actor, request: request.map(|request| (request, repeated)), audit };
         match self.parts.store.revoke(&key.key_id, key.revision, record).await? {
             Change::Made { rescued } => {
-                if rescued {
-                    self.parts.events.bump();
-                }
+                self.changed(rescued).await;
                 self.existing(&key.key_id).await.map(Attempt::Done)
             }
             Change::Repeated(_) => self.existing(&key.key_id).await.map(Attempt::Done),

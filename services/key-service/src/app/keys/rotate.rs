@@ -65,9 +65,7 @@ impl Keys {
         let retirement = Retirement { key_id: key.key_id.clone(), revision: key.revision, revoke_at };
         match self.parts.store.rotate(retirement, fresh.new, record).await? {
             Change::Made { rescued } => {
-                if rescued {
-                    self.parts.events.bump();
-                }
+                self.changed(rescued).await;
                 let successor = Issued { key: successor, secret: Some(fresh.secret) };
                 Ok(Attempt::Done(Rotated { successor, retired: self.existing(&key.key_id).await? }))
             }

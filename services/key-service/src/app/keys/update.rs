@@ -106,7 +106,11 @@ impl Keys {
         let repeated = Repeated { key_id: key.key_id.clone(), sealed: None };
         let record = Record { now, actor, request: request.map(|request| (request, repeated)), audit };
         match self.parts.store.update(&key, record).await? {
-            Change::Made { .. } | Change::Repeated(_) => self.existing(&key.key_id).await.map(Attempt::Done),
+            Change::Made { rescued } => {
+                self.changed(rescued).await;
+                self.existing(&key.key_id).await.map(Attempt::Done)
+            }
+            Change::Repeated(_) => self.existing(&key.key_id).await.map(Attempt::Done),
             Change::Reused => Err(KeyError::RequestIdReused),
             Change::Stale => Ok(Attempt::Stale),
         }

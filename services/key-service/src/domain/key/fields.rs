@@ -19,7 +19,7 @@ const MAX_SCOPE_CHARS: usize = 100;
 const MAX_ID_CHARS: usize = 128;
 
 /// What a key may be used for: sorted, without repeats.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Scopes(Vec<String>);
 
 impl Scopes {
@@ -58,7 +58,7 @@ impl Scopes {
 }
 
 /// From where a key may be used: sorted, without repeats. None: from everywhere.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Networks(Vec<IpNet>);
 
 impl Networks {

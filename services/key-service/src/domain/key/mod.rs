@@ -12,4 +12,4 @@ pub use import::{Credential, ImportRow, RawCredential, RawImportRow, RawTime};
 pub use model::{ApiKey, ApiKeyState, Owner, PendingDeletion};
 pub use rotation::{MAX_OVERLAP, Overlap, RotationRefusal, rotate};
 pub use secret::{Hash, Secret, SecretDigest, SecretShape, Selector, imported_prefix};
-pub use verify::{Presented, StoredKey, VerifyCode, decide};
+pub use verify::{Limits, Presented, StoredKey, VerifyCode, decide};

@@ -29,6 +29,18 @@ pub enum VerifyCode {
 }
 
 impl VerifyCode {
+    /// Every code, in the order of the enum.
+    pub const ALL: [Self; 8] = [
+        Self::Valid,
+        Self::NotFound,
+        Self::Malformed,
+        Self::Revoked,
+        Self::Expired,
+        Self::DeletedBySweep,
+        Self::InsufficientScope,
+        Self::IpNotAllowed,
+    ];
+
     /// The code as metrics name it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -86,6 +98,37 @@ pub struct Presented {
     pub source_ip: Option<IpAddr>,
 }
 
+/// What restricts the use of an ACTIVE key.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits<'a> {
+    /// From this instant on the key is revoked.
+    pub revoke_at: Option<DateTime<Utc>>,
+    /// From this instant on the key does not verify.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// From where the key may be used; `None`: from everywhere.
+    pub networks: Option<&'a Networks>,
+    /// What the key may be used for; `None`: no scope.
+    pub scopes: Option<&'a Scopes>,
+}
+
+impl Limits<'_> {
+    /// Whether an ACTIVE key may be used at `now` for what was presented.
+    pub fn judge(&self, presented: &Presented, now: DateTime<Utc>) -> VerifyCode {
+        let required = &presented.required_scopes;
+        if self.revoke_at.is_some_and(|revoke_at| revoke_at <= now) {
+            VerifyCode::Revoked
+        } else if self.expires_at.is_some_and(|expires_at| expires_at <= now) {
+            VerifyCode::Expired
+        } else if !self.networks.is_none_or(|networks| networks.admit(presented.source_ip)) {
+            VerifyCode::IpNotAllowed
+        } else if !self.scopes.map_or_else(|| required.as_slice().is_empty(), |scopes| scopes.cover(required)) {
+            VerifyCode::InsufficientScope
+        } else {
+            VerifyCode::Valid
+        }
+    }
+}
+
 /// Decides about a key that a selector found, for a secret whose keyed hash is `hash`.
 ///
 /// The selector of a tombstone is 128 bits of the keyed hash and enough to tell what became of it; a living key is
@@ -98,18 +141,15 @@ pub fn decide(key: &StoredKey, hash: &Hash, presented: &Presented, now: DateTime
     }
     let same = key.secret_hash.as_ref().is_some_and(|stored| bool::from(stored.ct_eq(hash)));
     if !same {
-        VerifyCode::NotFound
-    } else if key.revoke_at.is_some_and(|revoke_at| revoke_at <= now) {
-        VerifyCode::Revoked
-    } else if key.expires_at.is_some_and(|expires_at| expires_at <= now) {
-        VerifyCode::Expired
-    } else if !key.networks.admit(presented.source_ip) {
-        VerifyCode::IpNotAllowed
-    } else if !key.scopes.cover(&presented.required_scopes) {
-        VerifyCode::InsufficientScope
-    } else {
-        VerifyCode::Valid
+        return VerifyCode::NotFound;
     }
+    let limits = Limits {
+        revoke_at: key.revoke_at,
+        expires_at: key.expires_at,
+        networks: Some(&key.networks),
+        scopes: Some(&key.scopes),
+    };
+    limits.judge(presented, now)
 }
 
 #[cfg(test)]
@@ -143,6 +183,11 @@ mod tests {
 
     fn code(key: &StoredKey) -> VerifyCode {
         decide(key, &HASH, &Presented::default(), now())
+    }
+
+    #[test]
+    fn all_codes_stand_at_their_places() {
+        assert!(VerifyCode::ALL.iter().enumerate().all(|(place, code)| *code as usize == place));
     }
 
     #[test]

@@ -1,0 +1,101 @@
+//! Ids and owners in few bytes: what keysweep makes itself is a prefix and 32 hexadecimal digits.
+
+use std::sync::Arc;
+
+use crate::app::keys::KEY_PREFIX;
+use crate::domain::key::Owner;
+
+const AGENCY_PREFIX: &str = "agy_";
+const LOCATION_PREFIX: &str = "loc_";
+
+/// The 32 digits of an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Digits([u8; 16]);
+
+impl Digits {
+    /// The digits of an id that this very text can be made of again.
+    fn parse(prefix: &str, id: &str) -> Option<Self> {
+        let digits = id.strip_prefix(prefix)?;
+        let mut bytes = [0; 16];
+        let lower = digits.len() == 32 && !digits.bytes().any(|byte| byte.is_ascii_uppercase());
+        (lower && hex::decode_to_slice(digits, &mut bytes).is_ok()).then_some(Self(bytes))
+    }
+
+    fn text(self, prefix: &str) -> String {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = String::with_capacity(prefix.len() + 32);
+        text.push_str(prefix);
+        for byte in self.0 {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+        text
+    }
+
+    /// The digits of a key's id; `None`: keysweep did not make it.
+    pub(super) fn of_key(key_id: &str) -> Option<Self> {
+        Self::parse(KEY_PREFIX, key_id)
+    }
+
+    /// The key's id.
+    pub(super) fn key_id(self) -> String {
+        self.text(KEY_PREFIX)
+    }
+}
+
+/// An owner; platforms may name their accounts as they like, but few do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum CompactOwner {
+    Agency(Digits),
+    Location(Digits, Digits),
+    Named(Arc<Owner>),
+}
+
+impl CompactOwner {
+    pub(super) fn of(owner: &Owner) -> Self {
+        let agency = Digits::parse(AGENCY_PREFIX, &owner.agency_id);
+        let location = owner.location_id.as_deref().map(|id| Digits::parse(LOCATION_PREFIX, id));
+        match (agency, location) {
+            (Some(agency), None) => Self::Agency(agency),
+            (Some(agency), Some(Some(location))) => Self::Location(agency, location),
+            _ => Self::Named(Arc::new(owner.clone())),
+        }
+    }
+
+    pub(super) fn owner(&self) -> Owner {
+        match self {
+            Self::Agency(agency) => Owner { agency_id: agency.text(AGENCY_PREFIX), location_id: None },
+            Self::Location(agency, location) => {
+                Owner { agency_id: agency.text(AGENCY_PREFIX), location_id: Some(location.text(LOCATION_PREFIX)) }
+            }
+            Self::Named(owner) => Owner::clone(owner),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_owner_comes_back_as_it_was(
+            agency in "(agy_[0-9a-f]{32})|(agy_[0-9a-fA-F]{30,34})|([a-z_0-9]{1,12})",
+            location in proptest::option::of("(loc_[0-9a-f]{32})|(loc_[0-9A-F]{32})|(agy_[0-9a-f]{32})|[a-z]{1,9}"),
+        ) {
+            let owner = Owner { agency_id: agency, location_id: location };
+            prop_assert_eq!(CompactOwner::of(&owner).owner(), owner);
+        }
+
+        #[test]
+        fn an_id_is_taken_only_if_it_comes_back_as_it_was(id in "(key_)?[0-9a-fA-F]{31,33}") {
+            if let Some(digits) = Digits::of_key(&id) {
+                prop_assert_eq!(digits.key_id(), id);
+            } else {
+                prop_assert!(id.len() != 36 || id.bytes().any(|byte| byte.is_ascii_uppercase()));
+            }
+        }
+    }
+}
