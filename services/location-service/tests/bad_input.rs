@@ -145,8 +145,7 @@ async fn metadata_that_is_no_utf_8_is_refused_or_passed_over() {
     for bytes in [&b"user/\xff\xfe"[..], b"\xc3\x28", b"user/usr_\xed\xa0\x80"] {
         // An actor that cannot be read must not pass for none.
         let answer = world.agencies().list_agencies(list("x-keysweep-actor", bytes)).await;
-        let status = refused(answer, Code::Unauthenticated, "ACTOR_REQUIRED");
-        assert!(status.message().contains("x-keysweep-actor"), "{status:?}");
+        blames(&format!("{bytes:?}"), answer, "metadata x-keysweep-actor");
         // What merely traces a call is replaced.
         for key in ["x-request-id", "traceparent"] {
             let answer = world.agencies().list_agencies(list(key, bytes)).await.expect("answered");

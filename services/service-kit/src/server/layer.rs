@@ -18,7 +18,8 @@ use tracing::Instrument;
 use crate::actor::{self, Actor};
 use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY, is_traceparent};
 use crate::entropy::{Entropy, OsEntropy};
-use crate::status::{StatusBuilder, deadline_exceeded, undecodable};
+use crate::status::{deadline_exceeded, invalid_fields, undecodable};
+use crate::violations::Violations;
 
 /// Our own deadline ends a call just before tonic's does, which would call it CANCELLED.
 const BEFORE_TONIC: Duration = Duration::from_millis(5);
@@ -168,8 +169,8 @@ fn actor_header(headers: &HeaderMap) -> Result<Option<Actor>, Status> {
     match (parsed, values.next()) {
         (Some(actor), None) => Ok(Some(actor)),
         _ => {
-            let text = format!("metadata {}: {}", actor::METADATA_KEY, actor::MalformedActor);
-            Err(StatusBuilder::new(Code::Unauthenticated, "ACTOR_REQUIRED", text).build())
+            let field = format!("metadata {}", actor::METADATA_KEY);
+            Err(invalid_fields(&Violations::of(field, actor::MalformedActor.to_string())))
         }
     }
 }
@@ -225,12 +226,31 @@ mod tests {
 
     #[test]
     fn an_actor_that_cannot_be_read_is_not_none() {
-        let mut headers = HeaderMap::new();
-        assert!(matches!(actor_header(&headers), Ok(None)));
-        headers.insert(actor::METADATA_KEY, HeaderValue::from_static("root"));
-        assert!(actor_header(&headers).is_err());
-        headers.insert(actor::METADATA_KEY, HeaderValue::from_static("user/usr_1"));
-        headers.append(actor::METADATA_KEY, HeaderValue::from_static("user/usr_2"));
-        assert!(actor_header(&headers).is_err());
+        let read = |values: &[&[u8]]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(actor::METADATA_KEY, HeaderValue::from_bytes(value).expect("what a header can carry"));
+            }
+            actor_header(&headers)
+        };
+        assert!(matches!(read(&[]), Ok(None)));
+        assert_eq!(read(&[b"user/usr_1"]).expect("an actor"), Some(Actor::User("usr_1".into())));
+        let malformed: [&[&[u8]]; 5] =
+            [&[b"root"], &[b""], &[b"user/\xff\xfe"], &[b"user/\xc3\xa4"], &[b"user/usr_1", b"user/usr_1"]];
+        for values in malformed {
+            let status = read(values).expect_err("must be refused");
+            let details = status.get_error_details();
+            let fields = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
+            assert_eq!(
+                (status.code(), details.error_info().map(|info| info.reason.as_str())),
+                (Code::InvalidArgument, Some("INVALID_FIELDS")),
+                "{values:?}"
+            );
+            assert_eq!(
+                fields.iter().map(|one| one.field.as_str()).collect::<Vec<_>>(),
+                ["metadata x-keysweep-actor"],
+                "{values:?}"
+            );
+        }
     }
 }
