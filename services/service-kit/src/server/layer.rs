@@ -15,9 +15,11 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use super::methods::{Method, Methods};
 use crate::actor::{self, Actor};
 use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY, is_traceparent};
-use crate::entropy::{Entropy, OsEntropy};
+use crate::entropy::OsEntropy;
+use crate::ids::CallIds;
 use crate::status::{deadline_exceeded, invalid_fields, undecodable};
 use crate::violations::Violations;
 
@@ -29,11 +31,13 @@ pub(super) struct ContextLayer {
     limit: Duration,
     /// Paths that the limit does not hold for.
     long_calls: Arc<[&'static str]>,
+    methods: Arc<Methods>,
+    ids: Arc<CallIds>,
 }
 
 impl ContextLayer {
-    pub(super) fn new(limit: Duration, long_calls: Arc<[&'static str]>) -> Self {
-        Self { limit, long_calls }
+    pub(super) fn new(limit: Duration, long_calls: Arc<[&'static str]>, methods: Methods) -> Self {
+        Self { limit, long_calls, methods: Arc::new(methods), ids: Arc::new(CallIds::new(&OsEntropy)) }
     }
 }
 
@@ -66,39 +70,82 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let started = Instant::now();
-        let path = request.uri().path().to_owned();
-        let request_id = request_id(request.headers());
+        let end = End {
+            started,
+            method: self.rules.methods.find(request.uri().path()),
+            request_id: header(request.headers(), REQUEST_ID_KEY)
+                .filter(|id| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()))
+                .map_or_else(|| self.rules.ids.next(), str::to_owned),
+        };
         let actor = match actor_header(request.headers()) {
             Ok(actor) => actor,
-            Err(status) => {
-                return Box::pin(std::future::ready(Ok(finish(status.into_http(), &request_id, &path, started))));
-            }
+            Err(status) => return Box::pin(std::future::ready(Ok(end.of(status.into_http())))),
         };
-        let own = (!self.rules.long_calls.contains(&path.as_str())).then_some(self.rules.limit);
+        let own = (!self.rules.long_calls.contains(&request.uri().path())).then_some(self.rules.limit);
         let limit = [own, caller_timeout(request.headers())].into_iter().flatten().min();
         let traceparent =
             header(request.headers(), TRACEPARENT_KEY).filter(|value| is_traceparent(value)).map(str::to_owned);
-        // At the level of errors, so that an error's line carries the call's id whatever else is logged.
-        let span = tracing::error_span!("grpc", path, request_id, traceparent);
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         request.extensions_mut().insert(RequestContext {
-            request_id: request_id.clone(),
-            traceparent,
+            request_id: end.request_id.clone(),
+            traceparent: traceparent.clone(),
             actor,
             deadline: limit.and_then(|limit| started.checked_add(limit)),
             peer,
         });
         let answer = self.inner.call(request);
-        let bounded = async move {
-            let response = match limit {
-                None => answer.await,
-                Some(limit) => tokio::time::timeout(limit.saturating_sub(BEFORE_TONIC), answer)
-                    .await
-                    .unwrap_or_else(|_| Ok(deadline_exceeded().into_http())),
+        Box::pin(async move {
+            let mut answer = std::pin::pin!(answer);
+            // What is answered at the first look needs neither a span nor a timer: making both costs more than many an answer.
+            if let Poll::Ready(response) = futures::poll!(&mut answer) {
+                return response.map(|response| end.of(response));
+            }
+            // At the level of errors, so that an error's line carries the call's id whatever else is logged.
+            let span = tracing::error_span!("grpc", path = end.method.name, request_id = end.request_id, traceparent);
+            let bounded = async {
+                let response = match limit {
+                    None => answer.await,
+                    Some(limit) => tokio::time::timeout(limit.saturating_sub(BEFORE_TONIC), answer)
+                        .await
+                        .unwrap_or_else(|_| Ok(deadline_exceeded().into_http())),
+                };
+                response.map(|response| end.of(response))
             };
-            response.map(|response| finish(blame_the_sender(response), &request_id, &path, started))
-        };
-        Box::pin(bounded.instrument(span))
+            bounded.instrument(span).await
+        })
+    }
+}
+
+/// What is done at a call's end: its id is echoed, the call counted, and how it ended logged. What a stream ends with comes later
+/// and is not seen here.
+struct End {
+    started: Instant,
+    method: Arc<Method>,
+    request_id: String,
+}
+
+impl End {
+    fn of(&self, response: Response<Body>) -> Response<Body> {
+        let mut response = blame_the_sender(response);
+        if let Ok(value) = HeaderValue::from_str(&self.request_id) {
+            response.headers_mut().insert(REQUEST_ID_KEY, value);
+        }
+        let code = response
+            .headers()
+            .get("grpc-status")
+            .and_then(|value| value.to_str().ok()?.parse::<i32>().ok())
+            .map_or(Code::Ok, Code::from_i32);
+        let elapsed = self.started.elapsed();
+        self.method.ended(code, elapsed);
+        let (path, request_id) = (&self.method.name, &self.request_id);
+        let millis = elapsed.as_micros() as f64 / 1_000.0;
+        match code {
+            Code::Internal | Code::Unknown | Code::DataLoss => {
+                tracing::error!(path, request_id, ?code, millis, "call failed")
+            }
+            _ => tracing::debug!(path, request_id, ?code, millis, "call ended"),
+        }
+        response
     }
 }
 
@@ -116,47 +163,8 @@ fn blame_the_sender(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// Echoes the call's id, counts the call and logs how it ended. What a stream ends with comes later and is not seen here.
-fn finish(mut response: Response<Body>, request_id: &str, path: &str, started: Instant) -> Response<Body> {
-    if let Ok(value) = HeaderValue::from_str(request_id) {
-        response.headers_mut().insert(REQUEST_ID_KEY, value);
-    }
-    let code = response
-        .headers()
-        .get("grpc-status")
-        .and_then(|value| value.to_str().ok()?.parse::<i32>().ok())
-        .map_or(Code::Ok, Code::from_i32);
-    let elapsed = started.elapsed();
-    // Unknown paths come from outside: as labels they would grow without bound.
-    let method =
-        if code == Code::Unimplemented { "unknown".to_owned() } else { path.trim_start_matches('/').to_owned() };
-    metrics::histogram!("rpc_server_duration_seconds", "rpc_method" => method, "rpc_grpc_status_code" => format!("{code:?}"))
-        .record(elapsed.as_secs_f64());
-    let millis = elapsed.as_micros() as f64 / 1_000.0;
-    match code {
-        Code::Internal | Code::Unknown | Code::DataLoss => {
-            tracing::error!(?code, millis, "call failed")
-        }
-        _ => tracing::debug!(?code, millis, "call ended"),
-    }
-    response
-}
-
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
-}
-
-fn request_id(headers: &HeaderMap) -> String {
-    let own = header(headers, REQUEST_ID_KEY)
-        .filter(|id| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()));
-    own.map_or_else(
-        || {
-            let mut bytes = [0; 16];
-            OsEntropy.fill(&mut bytes);
-            hex::encode(bytes)
-        },
-        str::to_owned,
-    )
 }
 
 /// An actor that cannot be read must not pass for none at all.

@@ -1,6 +1,7 @@
 //! The gRPC server of every service: health, reflection, limits, and a drain in the right order.
 
 mod layer;
+mod methods;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -129,6 +130,13 @@ impl GrpcServer {
         let routes = self.reflected_routes()?.add_service(health_service);
         set_all(&health, &self.names, ServingStatus::Serving).await;
 
+        let methods = methods::Methods::of(&[
+            self.descriptors,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ])
+        .context("the descriptors of the methods")?;
         let stop = CancellationToken::new();
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
         let mut serving = std::pin::pin!(
@@ -139,7 +147,8 @@ impl GrpcServer {
                 .http2_max_header_list_size(MAX_HEADER_BYTES)
                 .layer(layer::ContextLayer::new(
                     Duration::from_millis(self.config.request_timeout_ms),
-                    self.long_calls.as_slice().into()
+                    self.long_calls.as_slice().into(),
+                    methods
                 ))
                 .add_routes(routes)
                 .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())

@@ -1,0 +1,95 @@
+//! The methods that a server knows, with their metrics at hand: finding those by their labels costs more than many a call.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use metrics::Histogram;
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use tonic::Code;
+
+/// One method.
+pub(super) struct Method {
+    /// `package.Service/Method`; `unknown` for all that is not known, since paths come from outside and as labels would grow
+    /// without bound.
+    pub(super) name: String,
+    durations: [OnceLock<Histogram>; CODES],
+}
+
+/// Status codes, 0 to 16.
+const CODES: usize = 17;
+
+impl std::fmt::Debug for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Method").field(&self.name).finish()
+    }
+}
+
+impl Method {
+    fn new(name: String) -> Arc<Self> {
+        Arc::new(Self { name, durations: [const { OnceLock::new() }; CODES] })
+    }
+
+    /// Counts a call that ended.
+    pub(super) fn ended(&self, code: Code, elapsed: Duration) {
+        let Some(duration) = self.durations.get(code as usize) else { return };
+        let histogram = duration.get_or_init(|| {
+            metrics::histogram!(
+                "rpc_server_duration_seconds",
+                "rpc_method" => self.name.clone(),
+                "rpc_grpc_status_code" => format!("{code:?}")
+            )
+        });
+        histogram.record(elapsed.as_secs_f64());
+    }
+}
+
+/// All methods of a server.
+#[derive(Debug)]
+pub(super) struct Methods {
+    /// By path, `/package.Service/Method`.
+    known: HashMap<String, Arc<Method>>,
+    unknown: Arc<Method>,
+}
+
+impl Methods {
+    /// The methods of encoded descriptor sets.
+    ///
+    /// # Errors
+    /// When a set is malformed.
+    pub(super) fn of(sets: &[&[u8]]) -> Result<Self, prost::DecodeError> {
+        let mut known = HashMap::new();
+        for set in sets {
+            for file in FileDescriptorSet::decode(*set)?.file {
+                for service in &file.service {
+                    for method in &service.method {
+                        let name = format!("{}.{}/{}", file.package(), service.name(), method.name());
+                        known.insert(format!("/{name}"), Method::new(name));
+                    }
+                }
+            }
+        }
+        Ok(Self { known, unknown: Method::new("unknown".to_owned()) })
+    }
+
+    /// The method at a path.
+    pub(super) fn find(&self, path: &str) -> Arc<Method> {
+        self.known.get(path).unwrap_or(&self.unknown).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_are_known_by_their_paths() {
+        let methods = Methods::of(&[tonic_health::pb::FILE_DESCRIPTOR_SET]).expect("descriptors");
+        assert_eq!(methods.find("/grpc.health.v1.Health/Check").name, "grpc.health.v1.Health/Check");
+        for path in ["/grpc.health.v1.Health/Chuck", "grpc.health.v1.Health/Check", "/", ""] {
+            assert_eq!(methods.find(path).name, "unknown");
+        }
+        assert!(Methods::of(&[b"\xff"]).is_err());
+    }
+}
