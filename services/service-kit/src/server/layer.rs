@@ -127,7 +127,9 @@ struct End {
 impl End {
     fn of(&self, response: Response<Body>) -> Response<Body> {
         let mut response = blame_the_sender(response);
-        if let Ok(value) = HeaderValue::from_str(&self.request_id) {
+        if let Ok(mut value) = HeaderValue::from_str(&self.request_id) {
+            // Each is seen once: HTTP/2's table of header fields is not to learn it.
+            value.set_sensitive(true);
             response.headers_mut().insert(REQUEST_ID_KEY, value);
         }
         let code = response
