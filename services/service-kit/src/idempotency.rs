@@ -11,6 +11,8 @@ use crate::time::{from_micros, to_micros};
 
 /// For how long a repeated request is recognised.
 pub const MEMORY: TimeDelta = TimeDelta::hours(24);
+/// What a caller is told whose `request_id` was used for other contents.
+pub const REUSED: &str = "the request_id was used within 24 h for a call with other contents";
 
 mod entity {
     use sea_orm::entity::prelude::*;

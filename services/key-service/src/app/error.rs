@@ -26,7 +26,7 @@ pub enum KeyError {
     #[error("invalid fields: {0}")]
     Invalid(Violations),
     /// The `request_id` was used within 24 h for other contents.
-    #[error("the request_id was used within 24 h for a call with other contents")]
+    #[error("{}", service_kit::idempotency::REUSED)]
     RequestIdReused,
     /// The method acts for a person, and the call names none.
     #[error("the method acts for a logged-in person, and the call names no actor")]

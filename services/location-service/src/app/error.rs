@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use service_kit::idempotency;
 use service_kit::page::PageError;
 use service_kit::violations::Violations;
 
@@ -43,7 +44,7 @@ pub enum AppError {
     #[error("the call must be made for a logged-in user")]
     ActorRequired,
     /// The actor is of a kind or role that may not do this.
-    #[error("{actor} may not do this")]
+    #[error("{actor} may not do this: {required} may")]
     ActorNotAllowed {
         /// Who asked.
         actor: String,
@@ -67,7 +68,7 @@ pub enum AppError {
         id: String,
     },
     /// The request id stands for other contents.
-    #[error("the request_id was used for a call with other contents")]
+    #[error("{}", idempotency::REUSED)]
     RequestIdReused,
     /// Another user of the agency has the address.
     #[error("another user of the agency has this email address")]

@@ -52,10 +52,11 @@ pub enum Refusal {
     Hidden,
 }
 
-const PLATFORM: &str = "service";
-const AGENCY_ADMIN: &str = "agency admin";
-const LOCATION_ADMIN: &str = "agency admin or admin of the location";
-const USER_ADMIN: &str = "agency admin, or admin of every location of the user";
+const PLATFORM: &str = "service/<name>";
+const AGENCY_ADMIN: &str = "an agency admin";
+const LOCATION_ADMIN: &str = "an agency admin or an admin of the location";
+const USER_ADMIN: &str = "an agency admin or an admin of every location of the user";
+const ENABLED: &str = "a user who is not disabled";
 
 /// `Ok` if the caller may do this in the agency.
 ///
@@ -76,7 +77,7 @@ pub fn decide(caller: &Caller, action: Action<'_>, agency_id: &str) -> Result<()
             let me = &user.details;
             let admin = me.is_agency_admin();
             if me.disabled {
-                return allow(false, "a user who is not disabled");
+                return allow(false, ENABLED);
             }
             match action {
                 Action::Read => Ok(()),

@@ -156,4 +156,12 @@ mod tests {
             assert!(!status.message().contains("secret cause"), "{label}");
         }
     }
+
+    #[test]
+    fn a_refusal_says_who_may_and_what_was_reused() {
+        let refused = of(AppError::ActorNotAllowed { actor: "api-key/k".into(), required: "an agency admin" });
+        assert_eq!(refused.message(), "api-key/k may not do this: an agency admin may");
+        let reused = of(AppError::RequestIdReused);
+        assert_eq!(reused.message(), "the request_id was used within 24 h for a call with other contents");
+    }
 }

@@ -17,7 +17,7 @@ pub enum CallError {
     #[error(transparent)]
     Page(#[from] PageError),
     /// The actor may not do this.
-    #[error("{actor} may not do this")]
+    #[error("{actor} may not do this: {required} may")]
     ActorNotAllowed {
         /// Who asked.
         actor: String,
@@ -39,7 +39,7 @@ pub enum CallError {
         state: DeliveryState,
     },
     /// The request id was used for something else.
-    #[error("the request_id was used for another request")]
+    #[error("{}", service_kit::idempotency::REUSED)]
     RequestIdReused,
     /// The database.
     #[error(transparent)]

@@ -84,4 +84,12 @@ mod tests {
             assert_eq!(details.retry_info().is_some(), code == Code::Unavailable);
         }
     }
+
+    #[test]
+    fn a_refusal_says_who_may_and_what_was_reused() {
+        let refused = Status::from(CallError::ActorNotAllowed { actor: "api-key/1".into(), required: "user/1".into() });
+        assert_eq!(refused.message(), "api-key/1 may not do this: user/1 may");
+        let reused = Status::from(CallError::RequestIdReused);
+        assert_eq!(reused.message(), "the request_id was used within 24 h for a call with other contents");
+    }
 }

@@ -54,7 +54,7 @@ pub enum SweepError {
         needed: &'static str,
     },
     /// The request id was used within 24 h for other contents.
-    #[error("the request_id was used within 24 h for a call with other contents")]
+    #[error("{}", service_kit::idempotency::REUSED)]
     RequestIdReused,
     /// The cursor is ahead of the last event.
     #[error("the cursor is ahead of the last event, {head}")]

@@ -163,7 +163,7 @@ pub enum DeskError {
         needed: &'static str,
     },
     /// The request id was used within 24 h for other contents.
-    #[error("the request_id was used within 24 h for a call with other contents")]
+    #[error("{}", service_kit::idempotency::REUSED)]
     RequestIdReused,
     /// The database did not do it.
     #[error(transparent)]
