@@ -14,7 +14,7 @@
 
 use std::time::{Duration, Instant};
 
-use location_service::app::listing::{After, Order, OrderField, Window};
+use location_service::app::listing::{After, CreatedRange, Order, OrderField, Place, Window};
 use location_service::app::ports::{LocationFilter, LocationStore, StoredLocation};
 use location_service::domain::profile::name_key;
 use location_service::storage::{DatabaseStore, Migrator};
@@ -22,6 +22,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection};
 use secrecy::SecretString;
 use service_kit::db::{self, DatabaseConfig};
 use service_kit::testing::{Kind, TestDatabase};
+use service_kit::time::from_micros;
 
 const AGENCIES: u32 = 10;
 const PAGE: u64 = 50;
@@ -36,28 +37,37 @@ struct Case {
     country: &'static str,
     state: &'static str,
     name_prefix: &'static str,
+    /// Whether only the middle half of the table's time of creation is asked for.
+    ranged: bool,
 }
 
 const fn case(name: &'static str, field: OrderField, descending: bool) -> Case {
-    Case { name, field, descending, country: "", state: "", name_prefix: "" }
+    Case { name, field, descending, country: "", state: "", name_prefix: "", ranged: false }
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 13] = [
     case("create_time", OrderField::CreateTime, false),
     case("create_time desc", OrderField::CreateTime, true),
-    case("name", OrderField::Name, false),
-    case("name desc", OrderField::Name, true),
+    case("name", OrderField::Text, false),
+    case("name desc", OrderField::Text, true),
     Case { country: "DE", ..case("country, create_time", OrderField::CreateTime, false) },
-    Case { country: "DE", ..case("country, name desc", OrderField::Name, true) },
+    Case { country: "DE", ..case("country, name desc", OrderField::Text, true) },
     Case { state: "CA", ..case("state, create_time", OrderField::CreateTime, false) },
-    Case { state: "CA", ..case("state, name", OrderField::Name, false) },
-    Case { name_prefix: "shop 7", ..case("name_prefix, name", OrderField::Name, false) },
+    Case { state: "CA", ..case("state, name", OrderField::Text, false) },
+    Case { name_prefix: "shop 7", ..case("name_prefix, name", OrderField::Text, false) },
+    Case { name_prefix: "shop 7", ..case("name_prefix, name desc", OrderField::Text, true) },
+    Case { ranged: true, ..case("time, create_time", OrderField::CreateTime, false) },
+    Case { ranged: true, ..case("time, create_time desc", OrderField::CreateTime, true) },
+    Case { ranged: true, country: "DE", ..case("time, country", OrderField::CreateTime, false) },
 ];
 
 impl Case {
-    fn window(&self, descending: bool, after: Option<After>, limit: u64) -> Window {
+    fn window(&self, locations: u32, descending: bool, after: Option<After>, limit: u64) -> Window {
         let order = Order { field: self.field, descending };
-        Window { order, name_prefix: self.name_prefix.to_owned(), after, limit }
+        // One was created each microsecond.
+        let quarters = |n: i64| self.ranged.then(|| from_micros(i64::from(locations) / 4 * n));
+        let created = CreatedRange { from: quarters(1), before: quarters(3) };
+        Window { order, text_prefix: self.name_prefix.to_owned(), created, after, limit }
     }
 
     async fn read(&self, store: &DatabaseStore, window: &Window) -> anyhow::Result<Vec<StoredLocation>> {
@@ -67,16 +77,19 @@ impl Case {
         Ok(store.locations(filter, window).await?)
     }
 
-    async fn measure(&self, store: &DatabaseStore) -> anyhow::Result<()> {
+    async fn measure(&self, store: &DatabaseStore, locations: u32) -> anyhow::Result<()> {
         // The list backwards leads to where its last page begins.
-        let end = self.read(store, &self.window(!self.descending, None, PAGE + 1)).await?;
+        let end = self.read(store, &self.window(locations, !self.descending, None, PAGE + 1)).await?;
         let last = end.last().map(|row| &row.location);
         let after = last.map(|one| After {
             id: one.id.clone(),
-            name_key: if self.field == OrderField::Name { name_key(&one.profile.name) } else { String::new() },
+            place: match self.field {
+                OrderField::CreateTime => Place::Created(one.created_at),
+                OrderField::Text => Place::Text(name_key(&one.profile.name)),
+            },
         });
-        let first = self.window(self.descending, None, PAGE + 1);
-        let last = self.window(self.descending, after, PAGE + 1);
+        let first = self.window(locations, self.descending, None, PAGE + 1);
+        let last = self.window(locations, self.descending, after, PAGE + 1);
         let (full, rest) = (self.read(store, &first).await?.len(), self.read(store, &last).await?.len());
         anyhow::ensure!(full == 51 && rest == 50, "{}: pages of {full} and {rest} rows", self.name);
 
@@ -167,7 +180,7 @@ async fn run(kind: Kind, config: &DatabaseConfig, locations: u32) -> anyhow::Res
     println!("| --- | ---: | ---: | ---: | ---: |");
     let store = DatabaseStore::new(db.clone());
     for case in &CASES {
-        case.measure(&store).await?;
+        case.measure(&store, locations).await?;
     }
     Ok(db.close().await?)
 }

@@ -148,8 +148,9 @@ both_databases! {
         locations.generate_location_api_key(by(&admin, generate_at(&b, ""))).await.expect("generated");
         locations.generate_location_api_key(by(&manager, generate_at(&a, "r2"))).await.expect("generated");
         refused(locations.generate_location_api_key(by(&manager, generate_at(&a, "r1"))).await, Code::AlreadyExists, "REQUEST_ID_REUSED");
-        let long = v2::GenerateAgencyApiKeyRequest { display_name: "x".repeat(101), ..generate_for(id, "") };
-        let status = refused(agencies.generate_agency_api_key(by(&admin, long)).await, Code::InvalidArgument, "INVALID_FIELDS");
+        // What key-service finds at fault is passed on.
+        let strange = v2::GenerateAgencyApiKeyRequest { display_name: "a\nb".into(), ..generate_for(id, "") };
+        let status = refused(agencies.generate_agency_api_key(by(&admin, strange)).await, Code::InvalidArgument, "INVALID_FIELDS");
         assert_eq!(support::fields(&status), ["display_name"]);
 
         let seen = world.keys.seen();

@@ -128,6 +128,11 @@ pub fn undecodable(cause: &str) -> Status {
         .build()
 }
 
+/// INVALID_ARGUMENT for a message that weighs more than the server reads. `cause` says how much of how much.
+pub fn too_large(cause: &str) -> Status {
+    StatusBuilder::new(Code::InvalidArgument, "INVALID_FIELDS", format!("the message is too large: {cause}")).build()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

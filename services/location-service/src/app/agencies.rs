@@ -1,12 +1,11 @@
 //! Taking in, showing and changing agencies.
 
-use service_kit::page::Page;
 use service_kit::violations::Violations;
 
 use super::error::{AppError, Resource};
-use super::listing::Window;
+use super::listing::{AGENCIES, Asked, CreatedRange, Window};
 use super::policy::{Action, Caller};
-use super::{App, Call, Listed, check_etag, check_required, listed, masked, mutation_key, retrying, written};
+use super::{App, Call, Listed, check_etag, listed, masked, mutation_key, named, permit, retrying, written};
 use crate::domain::AGENCY_ID;
 use crate::domain::profile::{Profile, ProfileField};
 use crate::domain::resources::Agency;
@@ -19,6 +18,8 @@ const DEFAULT_TIME_ZONE: &str = "UTC";
 pub struct ListAgencies {
     /// Whose name begins with this. Empty: all.
     pub name_prefix: String,
+    /// Created when.
+    pub created: CreatedRange,
     /// In which order. Empty: as they were created.
     pub order_by: String,
 }
@@ -45,7 +46,7 @@ impl App {
     /// See [`AppError`].
     pub async fn create_agency(&self, call: &Call, mut profile: Profile, request_id: &str) -> Result<Agency, AppError> {
         let now = self.now();
-        self.permit(call, Action::Installation, "", (Resource::Agency, "")).await?;
+        permit(&self.caller(call).await?, call, Action::Installation, "", (Resource::Agency, ""))?;
         if profile.time_zone.is_empty() {
             DEFAULT_TIME_ZONE.clone_into(&mut profile.time_zone);
         }
@@ -73,7 +74,7 @@ impl App {
     /// # Errors
     /// See [`AppError`].
     pub async fn get_agency(&self, call: &Call, id: &str) -> Result<Agency, AppError> {
-        self.permitted_agency(call, Action::Read, id).await
+        self.permitted_agency(call, Action::Read, id, &mut Violations::default()).await
     }
 
     /// Agencies; for a person, its own alone.
@@ -84,21 +85,24 @@ impl App {
         &self,
         call: &Call,
         list: &ListAgencies,
-        page: &Page,
+        mut asked: Asked,
     ) -> Result<Listed<Agency>, AppError> {
-        let mut faults = Violations::default();
-        let window = Window::parse(page, AGENCY_ID, &list.name_prefix, &list.order_by, &mut faults)?;
+        let window = Window::parse(AGENCIES, &list.name_prefix, &list.order_by, list.created, &mut asked.faults);
         match self.caller(call).await? {
             Caller::Person(user) => {
+                asked.checked()?;
                 Ok(Listed { items: vec![self.get_agency(call, &user.agency_id).await?], next: None })
             }
             Caller::Stranger(actor) => Err(AppError::not_found(Resource::User, actor.id())),
-            Caller::Nobody | Caller::Service(_) | Caller::ApiClient(_) => {
-                self.permit(call, Action::Installation, "", (Resource::Agency, "")).await?;
-                faults.into_result()?;
+            caller @ (Caller::Nobody | Caller::Service(_) | Caller::ApiClient(_)) => {
+                permit(&caller, call, Action::Installation, "", (Resource::Agency, ""))?;
+                let page = asked.checked()?;
+                let window = window.at(AGENCIES, &page)?;
                 let items = self.store.agencies(&window).await?;
-                let cursor = |agency: &Agency| window.order.cursor(&agency.id, &agency.profile.name);
-                Ok(listed(items, page, cursor, |agency| agency.profile.text_bytes()))
+                let cursor = |agency: &Agency| {
+                    window.order.cursor(AGENCIES, &agency.id, agency.created_at, &agency.profile.name)
+                };
+                Ok(listed(items, &page, cursor, |agency| agency.profile.text_bytes()))
             }
         }
     }
@@ -114,18 +118,11 @@ impl App {
     async fn try_update_agency(&self, call: &Call, change: &UpdateAgency) -> Result<Agency, AppError> {
         let now = self.now();
         let mut faults = Violations::default();
-        check_required(&mut faults, "agency.agency_id", &change.agency_id);
-        faults.into_result()?;
-        let mut agency = self.agency(&change.agency_id).await?;
-        self.permit(call, Action::Write, &agency.id, (Resource::Agency, &change.agency_id)).await?;
-        let mut faults = Violations::default();
         let fields = profile_fields(&change.profile, &change.mask, &mut faults);
-        agency.profile.merge(&change.profile, &fields);
-        if agency.profile.time_zone.is_empty() {
-            DEFAULT_TIME_ZONE.clone_into(&mut agency.profile.time_zone);
-        }
-        agency.profile.check("agency", &mut faults);
+        change.profile.check_fields("agency", &fields, &mut faults);
         faults.check_request_id("request_id", &change.request_id);
+        named(&change.agency_id, "agency.agency_id", &mut faults)?;
+        let mut agency = self.permitted_agency(call, Action::Write, &change.agency_id, &mut faults).await?;
         faults.into_result()?;
         let key = mutation_key(
             "UpdateAgency",
@@ -137,6 +134,15 @@ impl App {
             return self.agency(&id).await;
         }
         check_etag(&change.etag, agency.revision, Resource::Agency, &agency.id)?;
+        let before = agency.profile.clone();
+        agency.profile.merge(&change.profile, &fields);
+        if agency.profile.time_zone.is_empty() {
+            DEFAULT_TIME_ZONE.clone_into(&mut agency.profile.time_zone);
+        }
+        if agency.profile == before {
+            self.remember(key.as_ref(), &agency.id, now).await?;
+            return Ok(agency);
+        }
         agency.revision += 1;
         agency.updated_at = now;
         match written(self.store.update_agency(&agency, key.as_ref()).await?)? {
@@ -151,13 +157,19 @@ impl App {
         agency.ok_or_else(|| AppError::not_found(Resource::Agency, id))
     }
 
-    /// The agency in which something is to be done, named by the field `agency_id`.
-    pub(super) async fn permitted_agency(&self, call: &Call, action: Action<'_>, id: &str) -> Result<Agency, AppError> {
-        let mut faults = Violations::default();
-        check_required(&mut faults, "agency_id", id);
-        faults.into_result()?;
+    /// The agency in which something is to be done, named by the field `agency_id`. `faults` are those that the request
+    /// has in itself: they are told here where it names no agency, and else by the use case, once the caller may make it.
+    pub(super) async fn permitted_agency(
+        &self,
+        call: &Call,
+        action: Action<'_>,
+        id: &str,
+        faults: &mut Violations,
+    ) -> Result<Agency, AppError> {
+        named(id, "agency_id", faults)?;
+        let caller = self.caller(call).await?;
         let agency = self.agency(id).await?;
-        self.permit(call, action, &agency.id, (Resource::Agency, id)).await?;
+        permit(&caller, call, action, &agency.id, (Resource::Agency, id))?;
         Ok(agency)
     }
 }

@@ -4,13 +4,20 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 use service_kit::violations::Violations;
 
-use super::error::{AppError, Resource};
+use super::error::AppError;
 use super::policy::Action;
 use super::ports::{AuditEvent, GeneratedKey, KeyOrder};
-use super::{App, Call};
+use super::{App, Call, FAULTS_SHOWN};
 
 /// Prefix of the request ids that the service makes up for callers who gave none.
 const REQUEST_ID: &str = "req_";
+
+const DISPLAY_NAME_MAX: usize = 100;
+/// Scopes, and networks, of one key.
+const ITEMS_MAX: usize = 50;
+const SCOPE_MAX: usize = 100;
+/// The longest network there is: an IPv6 address with an IPv4 tail, and its prefix's length.
+const CIDR_MAX: usize = 49;
 
 /// What key a person asks for.
 #[derive(Clone, Debug, Default)]
@@ -27,8 +34,28 @@ pub struct GenerateKey {
     pub request_id: String,
 }
 
+impl GenerateKey {
+    /// Notes what is too much. What is wrong in other ways is for key-service to say, which may not even read so much.
+    fn check(&self, faults: &mut Violations) {
+        faults.check_request_id("request_id", &self.request_id);
+        if self.display_name.chars().count() > DISPLAY_NAME_MAX {
+            faults.push("display_name", format!("must be at most {DISPLAY_NAME_MAX} characters"));
+        }
+        for (field, texts, length) in
+            [("scopes", &self.scopes, SCOPE_MAX), ("allowed_cidrs", &self.allowed_cidrs, CIDR_MAX)]
+        {
+            if texts.len() > ITEMS_MAX {
+                faults.push(field, format!("must be at most {ITEMS_MAX}"));
+            }
+            for (i, _) in texts.iter().enumerate().filter(|(_, text)| text.len() > length).take(FAULTS_SHOWN) {
+                faults.push(format!("{field}[{i}]"), format!("must be at most {length} characters"));
+            }
+        }
+    }
+}
+
 impl App {
-    /// Generates a key of an agency.
+    /// Generates a key of an agency. `faults`: what reading the request has found.
     ///
     /// # Errors
     /// See [`AppError`].
@@ -37,12 +64,15 @@ impl App {
         call: &Call,
         agency_id: &str,
         wish: GenerateKey,
+        mut faults: Violations,
     ) -> Result<GeneratedKey, AppError> {
-        let agency = self.permitted_agency(call, Action::ActAsAgencyAdmin, agency_id).await?;
+        wish.check(&mut faults);
+        let agency = self.permitted_agency(call, Action::ActAsAgencyAdmin, agency_id, &mut faults).await?;
+        faults.into_result()?;
         self.generate(call, agency.id, None, wish).await
     }
 
-    /// Generates a key of a location.
+    /// Generates a key of a location. `faults`: what reading the request has found.
     ///
     /// # Errors
     /// See [`AppError`].
@@ -51,15 +81,12 @@ impl App {
         call: &Call,
         location_id: &str,
         wish: GenerateKey,
+        mut faults: Violations,
     ) -> Result<GeneratedKey, AppError> {
-        let location = self.stored_location(location_id, "location_id").await?.location;
-        self.permit(
-            call,
-            Action::ActAsLocationAdmin(&location.id),
-            &location.agency_id,
-            (Resource::Location, location_id),
-        )
-        .await?;
+        wish.check(&mut faults);
+        let action = Action::ActAsLocationAdmin(location_id);
+        let location = self.permitted_location(call, action, location_id, &mut faults).await?.location;
+        faults.into_result()?;
         if let Some(deleted_at) = location.deleted_at {
             return Err(AppError::LocationDeleted { location_id: location.id, deleted_at });
         }
@@ -74,9 +101,6 @@ impl App {
         wish: GenerateKey,
     ) -> Result<GeneratedKey, AppError> {
         let now = self.now();
-        let mut faults = Violations::default();
-        faults.check_request_id("request_id", &wish.request_id);
-        faults.into_result()?;
         let order = KeyOrder {
             actor: call.actor(),
             agency_id,

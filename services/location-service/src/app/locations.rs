@@ -1,17 +1,17 @@
 //! Taking in, showing, changing and deleting locations; for agencies that opted out, with their keys.
 
+use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use service_kit::keyring::Sealed;
-use service_kit::page::Page;
 use service_kit::violations::Violations;
 
 use super::agencies::profile_fields;
 use super::error::{AppError, Resource};
 use super::generation::generation_event;
-use super::listing::Window;
+use super::listing::{Asked, CreatedRange, LOCATIONS, Window};
 use super::policy::Action;
 use super::ports::{AuditEvent, KeyOrder, LocationFilter, MutationKey, Recalled, StoredLocation};
-use super::{App, Call, Listed, check_etag, check_required, listed, mutation_key, retrying, written};
+use super::{App, Call, Listed, check_etag, listed, mutation_key, named, permit, retrying, written};
 use crate::domain::LOCATION_ID;
 use crate::domain::contact::check_country;
 use crate::domain::profile::{PLACE_MAX, Profile};
@@ -41,6 +41,8 @@ pub struct ListLocations {
     pub country: String,
     /// In this state. Empty: all.
     pub state: String,
+    /// Created when.
+    pub created: CreatedRange,
     /// In which order. Empty: as they were created.
     pub order_by: String,
 }
@@ -88,22 +90,23 @@ impl App {
         fresh: &str,
     ) -> Result<LocationView, AppError> {
         let now = self.now();
-        let agency = self.permitted_agency(call, Action::Write, &create.agency_id).await?;
+        let mut faults = Violations::default();
+        create.profile.check("location", &mut faults);
+        faults.check_request_id("request_id", &create.request_id);
+        let agency = self.permitted_agency(call, Action::Write, &create.agency_id, &mut faults).await?;
+        faults.into_result()?;
         let mut profile = create.profile.clone();
         if profile.time_zone.is_empty() {
             profile.time_zone.clone_from(&agency.profile.time_zone);
         }
-        let mut faults = Violations::default();
-        profile.check("location", &mut faults);
-        faults.check_request_id("request_id", &create.request_id);
-        faults.into_result()?;
         let key = mutation_key("CreateLocation", &agency.id, &create.request_id, &create.profile)?;
         if let Some(id) = self.recall(key.as_ref(), now).await? {
             return self.view_of(&id).await;
         }
         let setting = self.effective_setting(&agency.id).await?;
-        let mut location = Location {
-            id: fresh.to_owned(),
+        let standing = setting.standing_request();
+        let location = Location {
+            id: self.reserved_id(key.as_ref(), fresh, standing.is_some(), now).await?,
             agency_id: agency.id,
             profile,
             created_at: now,
@@ -112,8 +115,7 @@ impl App {
             revision: 1,
         };
         let (mut sealed_key, mut audit) = (None, None);
-        if let Some(person) = setting.standing_request() {
-            location.id = self.reserved_id(key.as_ref(), location.id).await?;
+        if let Some(person) = standing {
             let order = standing_order(person.clone(), &location);
             let (sealed, event) = self.generate_sealed(call, &order, &location).await?;
             (sealed_key, audit) = (Some(sealed), Some(event));
@@ -126,12 +128,21 @@ impl App {
         self.view_of(&id).await
     }
 
-    /// The id that an earlier try of the same call chose, so that all tries generate one key of one location.
-    async fn reserved_id(&self, key: Option<&MutationKey>, fresh: String) -> Result<String, AppError> {
-        let Some(key) = key else { return Ok(fresh) };
+    /// The id that an earlier try of the same call chose, so that all tries generate one key of one location. It holds also
+    /// where the agency has opted in since: the key that a try may have generated is to have its location.
+    async fn reserved_id(
+        &self,
+        key: Option<&MutationKey>,
+        fresh: &str,
+        generates: bool,
+        now: DateTime<Utc>,
+    ) -> Result<String, AppError> {
+        let Some(key) = key else { return Ok(fresh.to_owned()) };
         let key = MutationKey { method: "CreateLocation.id", ..key.clone() };
-        match self.store.reserve(&key, &fresh, self.now()).await? {
-            Recalled::New => Ok(fresh),
+        let known =
+            if generates { self.store.reserve(&key, fresh, now).await? } else { self.store.recall(&key, now).await? };
+        match known {
+            Recalled::New => Ok(fresh.to_owned()),
             Recalled::Replay(id) => Ok(id),
             Recalled::Reused => Err(AppError::RequestIdReused),
         }
@@ -157,8 +168,7 @@ impl App {
     /// # Errors
     /// See [`AppError`].
     pub async fn get_location(&self, call: &Call, id: &str) -> Result<LocationView, AppError> {
-        let stored = self.stored_location(id, "location_id").await?;
-        self.permit(call, Action::Read, &stored.location.agency_id, (Resource::Location, id)).await?;
+        let stored = self.permitted_location(call, Action::Read, id, &mut Violations::default()).await?;
         self.view(stored).await
     }
 
@@ -170,16 +180,17 @@ impl App {
         &self,
         call: &Call,
         list: &ListLocations,
-        page: &Page,
+        mut asked: Asked,
     ) -> Result<Listed<LocationView>, AppError> {
-        let agency = self.permitted_agency(call, Action::Read, &list.agency_id).await?;
-        let mut faults = Violations::default();
-        let window = Window::parse(page, LOCATION_ID, &list.name_prefix, &list.order_by, &mut faults)?;
+        let faults = &mut asked.faults;
+        let window = Window::parse(LOCATIONS, &list.name_prefix, &list.order_by, list.created, faults);
         if let Some(Err(fault)) = (!list.country.is_empty()).then(|| check_country(&list.country)) {
             faults.push("country", fault);
         }
         faults.check_text("state", &list.state, PLACE_MAX);
-        faults.into_result()?;
+        let agency = self.permitted_agency(call, Action::Read, &list.agency_id, faults).await?;
+        let page = asked.checked()?;
+        let window = window.at(LOCATIONS, &page)?;
         let filter = LocationFilter {
             agency_id: &agency.id,
             show_deleted: list.show_deleted,
@@ -189,9 +200,9 @@ impl App {
         let rows = self.store.locations(filter, &window).await?;
         let cursor = |stored: &StoredLocation| {
             let location = &stored.location;
-            window.order.cursor(&location.id, &location.profile.name)
+            window.order.cursor(LOCATIONS, &location.id, location.created_at, &location.profile.name)
         };
-        let rows = listed(rows, page, cursor, |stored| stored.location.profile.text_bytes());
+        let rows = listed(rows, &page, cursor, |stored| stored.location.profile.text_bytes());
         // Read after the rows: a choice made in between hides their keys.
         let shown =
             rows.items.iter().any(|row| row.sealed_key.is_some()) && !self.effective_setting(&agency.id).await?.enabled;
@@ -209,17 +220,14 @@ impl App {
 
     async fn try_update_location(&self, call: &Call, change: &UpdateLocation) -> Result<LocationView, AppError> {
         let now = self.now();
-        let mut location = self.stored_location(&change.location_id, "location.location_id").await?.location;
-        self.permit(call, Action::Write, &location.agency_id, (Resource::Location, &change.location_id)).await?;
         let mut faults = Violations::default();
         let fields = profile_fields(&change.profile, &change.mask, &mut faults);
-        location.profile.merge(&change.profile, &fields);
-        if location.profile.time_zone.is_empty() {
-            location.profile.time_zone = self.agency(&location.agency_id).await?.profile.time_zone;
-        }
-        location.profile.check("location", &mut faults);
+        change.profile.check_fields("location", &fields, &mut faults);
         faults.check_request_id("request_id", &change.request_id);
+        named(&change.location_id, "location.location_id", &mut faults)?;
+        let stored = self.permitted_location(call, Action::Write, &change.location_id, &mut faults).await?;
         faults.into_result()?;
+        let mut location = stored.location.clone();
         let contents = (&location.id, &change.profile, &change.mask, &change.etag);
         let key = mutation_key("UpdateLocation", &location.agency_id, &change.request_id, &contents)?;
         if let Some(id) = self.recall(key.as_ref(), now).await? {
@@ -229,6 +237,14 @@ impl App {
             return Err(AppError::LocationDeleted { location_id: location.id, deleted_at });
         }
         check_etag(&change.etag, location.revision, Resource::Location, &location.id)?;
+        location.profile.merge(&change.profile, &fields);
+        if location.profile.time_zone.is_empty() {
+            location.profile.time_zone = self.agency(&location.agency_id).await?.profile.time_zone;
+        }
+        if location == stored.location {
+            self.remember(key.as_ref(), &location.id, now).await?;
+            return self.view(stored).await;
+        }
         location.revision += 1;
         location.updated_at = now;
         let outcome = self.store.update_location(&location, key.as_ref()).await?;
@@ -258,10 +274,9 @@ impl App {
         request_id: &str,
     ) -> Result<LocationView, AppError> {
         let now = self.now();
-        let mut location = self.stored_location(id, "location_id").await?.location;
-        self.permit(call, Action::Write, &location.agency_id, (Resource::Location, id)).await?;
         let mut faults = Violations::default();
         faults.check_request_id("request_id", request_id);
+        let mut location = self.permitted_location(call, Action::Write, id, &mut faults).await?.location;
         faults.into_result()?;
         let key = mutation_key("DeleteLocation", &location.agency_id, request_id, &(id, etag))?;
         if let Some(id) = self.recall(key.as_ref(), now).await? {
@@ -269,6 +284,7 @@ impl App {
         }
         check_etag(etag, location.revision, Resource::Location, &location.id)?;
         if location.deleted_at.is_some() {
+            self.remember(key.as_ref(), &location.id, now).await?;
             return Ok(LocationView { location, api_key: None });
         }
         location.revision += 1;
@@ -301,17 +317,19 @@ impl App {
         request_id: &str,
     ) -> Result<LocationView, AppError> {
         let now = self.now();
-        let stored = self.stored_location(id, "location_id").await?;
-        self.permit(call, Action::Write, &stored.location.agency_id, (Resource::Location, id)).await?;
         let mut faults = Violations::default();
         faults.check_request_id("request_id", request_id);
+        let stored = self.permitted_location(call, Action::Write, id, &mut faults).await?;
         faults.into_result()?;
         let key = mutation_key("UndeleteLocation", &stored.location.agency_id, request_id, &(id, etag))?;
         if let Some(id) = self.recall(key.as_ref(), now).await? {
             return self.view_of(&id).await;
         }
         check_etag(etag, stored.location.revision, Resource::Location, id)?;
-        let Some(deleted_at) = stored.location.deleted_at else { return self.view(stored).await };
+        let Some(deleted_at) = stored.location.deleted_at else {
+            self.remember(key.as_ref(), &stored.location.id, now).await?;
+            return self.view(stored).await;
+        };
         let mut location = stored.location;
         if !location.can_be_undeleted(now) {
             return Err(AppError::LocationDeleted { location_id: location.id, deleted_at });
@@ -324,17 +342,30 @@ impl App {
         self.view_of(&id).await
     }
 
-    /// One location, whoever asks, named by `field`.
-    pub(super) async fn stored_location(&self, id: &str, field: &str) -> Result<StoredLocation, AppError> {
-        let mut faults = Violations::default();
-        check_required(&mut faults, field, id);
-        faults.into_result()?;
+    /// The location with which something is to be done, named by the field `location_id`; `faults` as those of
+    /// [`App::permitted_agency`].
+    pub(super) async fn permitted_location(
+        &self,
+        call: &Call,
+        action: Action<'_>,
+        id: &str,
+        faults: &mut Violations,
+    ) -> Result<StoredLocation, AppError> {
+        named(id, "location_id", faults)?;
+        let caller = self.caller(call).await?;
+        let stored = self.stored_location(id).await?;
+        permit(&caller, call, action, &stored.location.agency_id, (Resource::Location, id))?;
+        Ok(stored)
+    }
+
+    /// One location, whoever asks.
+    async fn stored_location(&self, id: &str) -> Result<StoredLocation, AppError> {
         let stored = if service_kit::ids::is_id(LOCATION_ID, id) { self.store.location(id).await? } else { None };
         stored.ok_or_else(|| AppError::not_found(Resource::Location, id))
     }
 
     async fn view_of(&self, id: &str) -> Result<LocationView, AppError> {
-        let stored = self.stored_location(id, "location_id").await?;
+        let stored = self.stored_location(id).await?;
         self.view(stored).await
     }
 

@@ -20,7 +20,7 @@ use service_kit::clock::SharedClock;
 use service_kit::entropy::SharedEntropy;
 use service_kit::ids::{self, IdGenerator};
 use service_kit::keyring::KeyRing;
-use service_kit::page::{Page, PageError};
+use service_kit::page::Page;
 use service_kit::violations::Violations;
 use sha2::{Digest, Sha256};
 
@@ -109,18 +109,6 @@ impl App {
         })
     }
 
-    /// `Ok` if the policy lets the call's actor do this in the agency; what it may not see is missing.
-    async fn permit(
-        &self,
-        call: &Call,
-        action: Action<'_>,
-        agency_id: &str,
-        hidden: (Resource, &str),
-    ) -> Result<(), AppError> {
-        let caller = self.caller(call).await?;
-        refuse(policy::decide(&caller, action, agency_id), call, hidden)
-    }
-
     /// The answer of an earlier call under the same request id: the id of what it made.
     async fn recall(&self, key: Option<&MutationKey>, now: DateTime<Utc>) -> Result<Option<String>, AppError> {
         let Some(key) = key else { return Ok(None) };
@@ -130,10 +118,29 @@ impl App {
             Recalled::Reused => Err(AppError::RequestIdReused),
         }
     }
+
+    /// Remembers a mutation that found nothing to change: repeated later, it is not to undo what came in between.
+    async fn remember(&self, key: Option<&MutationKey>, id: &str, now: DateTime<Utc>) -> Result<(), AppError> {
+        let Some(key) = key else { return Ok(()) };
+        match self.store.reserve(key, id, now).await? {
+            Recalled::New | Recalled::Replay(_) => Ok(()),
+            Recalled::Reused => Err(AppError::RequestIdReused),
+        }
+    }
 }
 
-fn refuse(decision: Result<(), Refusal>, call: &Call, (kind, id): (Resource, &str)) -> Result<(), AppError> {
-    decision.map_err(|refusal| match refusal {
+/// `Ok` if the policy lets the caller do this in the agency; what it may not see is missing.
+///
+/// Who calls must be found out before what the call is about: a resource that is missing then costs the same statements as
+/// one that is hidden.
+fn permit(
+    caller: &Caller,
+    call: &Call,
+    action: Action<'_>,
+    agency_id: &str,
+    (kind, id): (Resource, &str),
+) -> Result<(), AppError> {
+    policy::decide(caller, action, agency_id).map_err(|refusal| match refusal {
         Refusal::ActorRequired => AppError::ActorRequired,
         Refusal::NotAllowed { required } => AppError::ActorNotAllowed { actor: call.actor().to_string(), required },
         Refusal::Hidden => AppError::not_found(kind, id),
@@ -209,19 +216,13 @@ fn shown(text: &str) -> String {
     text.chars().filter(char::is_ascii_graphic).take(64).collect()
 }
 
-/// Notes a required id that is missing.
-fn check_required(faults: &mut Violations, field: &str, id: &str) {
-    if id.is_empty() {
-        faults.push(field, "is required");
+/// `Err` where the id that a call is about is missing, with all other faults of its request: nobody can say who may make it.
+fn named(id: &str, field: &str, faults: &mut Violations) -> Result<(), AppError> {
+    if !id.is_empty() {
+        return Ok(());
     }
-}
-
-/// The cursor of a page of users: the id after which it begins.
-fn cursor<'a>(page: &'a Page, prefix: &str) -> Result<Option<&'a str>, AppError> {
-    match page.cursor.as_deref() {
-        Some(id) if !ids::is_id(prefix, id) => Err(AppError::Page(PageError::ForeignToken)),
-        cursor => Ok(cursor),
-    }
+    faults.push(field, "is required");
+    Err(std::mem::take(faults).into())
 }
 
 /// What a page may weigh: half of what clients take unless told otherwise (4 MiB).

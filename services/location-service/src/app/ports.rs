@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use service_kit::actor::Actor;
+use service_kit::idempotency;
 use service_kit::keyring::Sealed;
 use service_kit::violations::Violations;
 
@@ -217,8 +218,8 @@ pub trait LocationStore: Send + Sync {
 pub trait UserStore: Send + Sync {
     /// One user, also a deleted one.
     async fn user(&self, id: &str) -> Result<Option<User>, StoreError>;
-    /// Users after a cursor, by id, without deleted ones.
-    async fn users(&self, filter: UserFilter<'_>, after: Option<&str>, limit: u64) -> Result<Vec<User>, StoreError>;
+    /// One page of an agency's users, without deleted ones.
+    async fn users(&self, filter: UserFilter<'_>, window: &Window) -> Result<Vec<User>, StoreError>;
     /// Stores a new user.
     async fn insert_user(&self, user: &User, key: Option<&MutationKey>) -> Result<Written, StoreError>;
     /// Stores a changed user over the revision before its own; one that is deleted now frees its email address.
@@ -285,7 +286,7 @@ pub enum KeyServiceError {
     #[error("key-service finds fields at fault: {0}")]
     Invalid(Violations),
     /// The request id stands for another order.
-    #[error("the request_id was used for another order")]
+    #[error("{}", idempotency::REUSED)]
     RequestIdReused,
     /// An answer that it should not give us.
     #[error("{0}")]

@@ -30,7 +30,7 @@ impl App {
     /// # Errors
     /// See [`AppError`].
     pub async fn security_setting(&self, call: &Call, agency_id: &str) -> Result<SecuritySetting, AppError> {
-        self.permitted_agency(call, Action::Read, agency_id).await?;
+        self.permitted_agency(call, Action::Read, agency_id, &mut Violations::default()).await?;
         self.effective_setting(agency_id).await
     }
 
@@ -44,9 +44,9 @@ impl App {
 
     async fn try_choose_security(&self, call: &Call, choose: &ChooseSecurity) -> Result<SecuritySetting, AppError> {
         let now = self.now();
-        let agency = self.permitted_agency(call, Action::ActAsAgencyAdmin, &choose.agency_id).await?;
         let mut faults = Violations::default();
         faults.check_request_id("request_id", &choose.request_id);
+        let agency = self.permitted_agency(call, Action::ActAsAgencyAdmin, &choose.agency_id, &mut faults).await?;
         faults.into_result()?;
         if !choose.enabled && !choose.acknowledge_risk {
             return Err(AppError::RiskNotAcknowledged { agency_id: agency.id });

@@ -3,15 +3,14 @@
 use std::collections::HashSet;
 
 use service_kit::ids;
-use service_kit::page::Page;
 use service_kit::violations::Violations;
 
 use super::error::{AppError, Resource};
+use super::listing::{Asked, CreatedRange, USERS, Window};
 use super::policy::Action;
 use super::ports::{Recipients, UserFilter};
 use super::{
-    App, Call, FAULTS_SHOWN, Listed, check_etag, check_required, cursor, listed, masked, mutation_key, retrying, shown,
-    written,
+    App, Call, FAULTS_SHOWN, Listed, check_etag, listed, masked, mutation_key, named, permit, retrying, shown, written,
 };
 use crate::domain::user::{LOCATIONS_MAX, RoleLevel, RoleType, User, UserDetails, UserField};
 use crate::domain::{LOCATION_ID, USER_ID};
@@ -53,6 +52,10 @@ pub struct ListUsers {
     pub role_type: Option<RoleType>,
     /// Who have this level of role. `None`: all.
     pub role_level: Option<RoleLevel>,
+    /// Created when.
+    pub created: CreatedRange,
+    /// In which order. Empty: as they were created.
+    pub order_by: String,
 }
 
 /// A change of one user.
@@ -82,16 +85,17 @@ impl App {
     async fn try_create_user(&self, call: &Call, api: UserApi, create: &CreateUser) -> Result<User, AppError> {
         let now = self.now();
         let details = normal(create.details.clone());
-        let agency = self.permitted_agency(call, Action::ManageUser(&[&details]), &create.agency_id).await?;
+        let mut faults = Violations::default();
+        details.check(&mut faults);
+        faults.check_request_id("request_id", &create.request_id);
+        let action = Action::ManageUser(&[&details]);
+        let agency = self.permitted_agency(call, action, &create.agency_id, &mut faults).await?;
         self.check_writable(api, &agency.id).await?;
         // A replay answers before the locations are looked at: they may have gone since.
         let key = mutation_key("CreateUser", &agency.id, &create.request_id, &details)?;
         if let Some(id) = self.recall(key.as_ref(), now).await? {
-            return self.user_even_deleted(&id, "user_id").await;
+            return self.user_even_deleted(&id).await;
         }
-        let mut faults = Violations::default();
-        details.check(&mut faults);
-        faults.check_request_id("request_id", &create.request_id);
         self.check_locations(&agency.id, &details.location_ids, &mut faults).await?;
         faults.into_result()?;
         let user = User {
@@ -105,7 +109,7 @@ impl App {
         };
         match written(self.store.insert_user(&user, key.as_ref()).await?)? {
             None => Ok(user),
-            Some(id) => self.user_even_deleted(&id, "user_id").await,
+            Some(id) => self.user_even_deleted(&id).await,
         }
     }
 
@@ -114,8 +118,10 @@ impl App {
     /// # Errors
     /// See [`AppError`].
     pub async fn get_user(&self, call: &Call, id: &str) -> Result<User, AppError> {
-        let user = self.user_even_deleted(id, "user_id").await?;
-        self.permit(call, Action::Read, &user.agency_id, (Resource::User, id)).await?;
+        named(id, "user_id", &mut Violations::default())?;
+        let caller = self.caller(call).await?;
+        let user = self.user_even_deleted(id).await?;
+        permit(&caller, call, Action::Read, &user.agency_id, (Resource::User, id))?;
         present(user)
     }
 
@@ -123,14 +129,16 @@ impl App {
     ///
     /// # Errors
     /// See [`AppError`].
-    pub async fn list_users(&self, call: &Call, list: &ListUsers, page: &Page) -> Result<Listed<User>, AppError> {
-        let agency = self.permitted_agency(call, Action::Read, &list.agency_id).await?;
-        let mut faults = Violations::default();
+    pub async fn list_users(&self, call: &Call, list: &ListUsers, mut asked: Asked) -> Result<Listed<User>, AppError> {
+        let faults = &mut asked.faults;
+        let window = Window::parse(USERS, "", &list.order_by, list.created, faults);
         if !list.location_id.is_empty() && !ids::is_id(LOCATION_ID, &list.location_id) {
             faults.push("location_id", "is no location's id");
         }
         faults.check_text("email", &list.email, EMAIL_FILTER_MAX);
-        faults.into_result()?;
+        let agency = self.permitted_agency(call, Action::Read, &list.agency_id, faults).await?;
+        let page = asked.checked()?;
+        let window = window.at(USERS, &page)?;
         let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (location_id, email) = (set(&list.location_id), set(&list.email));
         let filter = UserFilter {
@@ -140,8 +148,9 @@ impl App {
             role_type: list.role_type,
             role_level: list.role_level,
         };
-        let items = self.store.users(filter, cursor(page, USER_ID)?, u64::from(page.size) + 1).await?;
-        Ok(listed(items, page, |user| user.id.clone(), |user| user.details.text_bytes()))
+        let items = self.store.users(filter, &window).await?;
+        let cursor = |user: &User| window.order.cursor(USERS, &user.id, user.created_at, &user.details.email);
+        Ok(listed(items, &page, cursor, |user| user.details.text_bytes()))
     }
 
     /// Changes a user.
@@ -154,8 +163,8 @@ impl App {
 
     async fn try_update_user(&self, call: &Call, api: UserApi, change: &UpdateUser) -> Result<User, AppError> {
         let now = self.now();
-        let mut user = self.user_even_deleted(&change.user_id, "user.user_id").await?;
         let (mut faults, new) = (Violations::default(), normal(change.details.clone()));
+        faults.check_request_id("request_id", &change.request_id);
         let mut fields = if change.mask.is_empty() {
             new.set_fields()
         } else {
@@ -164,15 +173,16 @@ impl App {
         if api == UserApi::Legacy {
             fields.retain(|field| *field != UserField::Disabled);
         }
+        if change.user_id.is_empty() {
+            new.check_fields(&fields, &mut faults);
+        }
+        named(&change.user_id, "user.user_id", &mut faults)?;
+        let caller = self.caller(call).await?;
+        let mut user = self.user_even_deleted(&change.user_id).await?;
         let before = user.details.clone();
         user.details.merge(&new, &fields);
-        self.permit(
-            call,
-            Action::ManageUser(&[&before, &user.details]),
-            &user.agency_id,
-            (Resource::User, &change.user_id),
-        )
-        .await?;
+        let action = Action::ManageUser(&[&before, &user.details]);
+        permit(&caller, call, action, &user.agency_id, (Resource::User, &change.user_id))?;
         let mut user = present(user)?;
         self.check_writable(api, &user.agency_id).await?;
         let key = mutation_key(
@@ -182,20 +192,23 @@ impl App {
             &(&user.id, &new, &change.mask, &change.etag),
         )?;
         if let Some(id) = self.recall(key.as_ref(), now).await? {
-            return self.user_even_deleted(&id, "user_id").await;
+            return self.user_even_deleted(&id).await;
         }
         user.details.check(&mut faults);
-        faults.check_request_id("request_id", &change.request_id);
         // A location that was deleted since may stay; a new one must be there.
         let added: Vec<_> = user.details.location_ids.iter().filter(|id| !before.works_in(id)).cloned().collect();
         self.check_locations(&user.agency_id, &added, &mut faults).await?;
         faults.into_result()?;
         check_etag(&change.etag, user.revision, Resource::User, &user.id)?;
+        if user.details == before {
+            self.remember(key.as_ref(), &user.id, now).await?;
+            return Ok(user);
+        }
         user.revision += 1;
         user.updated_at = now;
         match written(self.store.update_user(&user, key.as_ref()).await?)? {
             None => Ok(user),
-            Some(id) => self.user_even_deleted(&id, "user_id").await,
+            Some(id) => self.user_even_deleted(&id).await,
         }
     }
 
@@ -223,10 +236,12 @@ impl App {
         request_id: &str,
     ) -> Result<(), AppError> {
         let now = self.now();
-        let user = self.user_even_deleted(id, "user_id").await?;
-        self.permit(call, Action::ManageUser(&[&user.details]), &user.agency_id, (Resource::User, id)).await?;
         let mut faults = Violations::default();
         faults.check_request_id("request_id", request_id);
+        named(id, "user_id", &mut faults)?;
+        let caller = self.caller(call).await?;
+        let user = self.user_even_deleted(id).await?;
+        permit(&caller, call, Action::ManageUser(&[&user.details]), &user.agency_id, (Resource::User, id))?;
         faults.into_result()?;
         let key = mutation_key("DeleteUser", &user.agency_id, request_id, &(id, etag))?;
         if self.recall(key.as_ref(), now).await?.is_some() {
@@ -251,10 +266,12 @@ impl App {
         agency_id: &str,
         location_ids: Vec<String>,
     ) -> Result<Recipients, AppError> {
-        let agency = self.permitted_agency(call, Action::ListRecipients, agency_id).await?;
+        let mut faults = Violations::default();
         if location_ids.len() > RECIPIENT_LOCATIONS_MAX {
-            return Err(Violations::of("location_ids", format!("must be at most {RECIPIENT_LOCATIONS_MAX}")).into());
+            faults.push("location_ids", format!("must be at most {RECIPIENT_LOCATIONS_MAX}"));
         }
+        let agency = self.permitted_agency(call, Action::ListRecipients, agency_id, &mut faults).await?;
+        faults.into_result()?;
         let mut known: Vec<_> = location_ids.into_iter().filter(|id| ids::is_id(LOCATION_ID, id)).collect();
         known.sort_unstable();
         known.dedup();
@@ -262,10 +279,7 @@ impl App {
         recipients.ok_or_else(|| AppError::not_found(Resource::Agency, agency_id))
     }
 
-    async fn user_even_deleted(&self, id: &str, field: &str) -> Result<User, AppError> {
-        let mut faults = Violations::default();
-        check_required(&mut faults, field, id);
-        faults.into_result()?;
+    async fn user_even_deleted(&self, id: &str) -> Result<User, AppError> {
         let user = if ids::is_id(USER_ID, id) { self.store.user(id).await? } else { None };
         user.ok_or_else(|| AppError::not_found(Resource::User, id))
     }

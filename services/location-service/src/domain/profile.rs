@@ -153,7 +153,12 @@ impl Profile {
 
     /// Notes everything that is wrong, each fault under `prefix` and the field's name.
     pub fn check(&self, prefix: &str, faults: &mut Violations) {
-        for field in ProfileField::ALL {
+        self.check_fields(prefix, &ProfileField::ALL, faults);
+    }
+
+    /// As [`Profile::check`], of these fields alone.
+    pub fn check_fields(&self, prefix: &str, fields: &[ProfileField], faults: &mut Violations) {
+        for field in fields.iter().copied() {
             let (path, text) = (format!("{prefix}.{}", field.name()), self.get(field));
             match field {
                 ProfileField::Name => faults.check_required_text(&path, text, NAME_MAX),

@@ -130,25 +130,36 @@ impl UserDetails {
 
     /// Notes everything that is wrong in itself; whose the locations are is for the store to say.
     pub fn check(&self, faults: &mut Violations) {
-        faults.check_required_text("user.first_name", &self.first_name, NAME_MAX);
-        faults.check_text("user.last_name", &self.last_name, NAME_MAX);
-        if self.email.is_empty() {
-            faults.push("user.email", "is required");
-        } else if let Err(fault) = contact::check_email(&self.email) {
-            faults.push("user.email", fault);
-        }
+        self.check_fields(&UserField::ALL, faults);
         match self.role.map(|role| role.kind) {
-            None => faults.push("user.role", "must have a type and a level"),
             Some(RoleType::Agency) if !self.location_ids.is_empty() => {
                 faults.push("user.location_ids", "must be empty for an AGENCY user")
             }
             Some(RoleType::Location) if self.location_ids.is_empty() => {
                 faults.push("user.location_ids", "must name a location for a LOCATION user")
             }
-            Some(RoleType::Agency | RoleType::Location) => {}
+            None | Some(RoleType::Agency | RoleType::Location) => {}
         }
-        if self.location_ids.len() > LOCATIONS_MAX {
-            faults.push("user.location_ids", format!("must be at most {LOCATIONS_MAX}"));
+    }
+
+    /// Notes what is wrong with these fields, each by itself.
+    pub fn check_fields(&self, fields: &[UserField], faults: &mut Violations) {
+        for field in fields {
+            match field {
+                UserField::FirstName => faults.check_required_text("user.first_name", &self.first_name, NAME_MAX),
+                UserField::LastName => faults.check_text("user.last_name", &self.last_name, NAME_MAX),
+                UserField::Email if self.email.is_empty() => faults.push("user.email", "is required"),
+                UserField::Email => {
+                    if let Err(fault) = contact::check_email(&self.email) {
+                        faults.push("user.email", fault);
+                    }
+                }
+                UserField::Role if self.role.is_none() => faults.push("user.role", "must have a type and a level"),
+                UserField::LocationIds if self.location_ids.len() > LOCATIONS_MAX => {
+                    faults.push("user.location_ids", format!("must be at most {LOCATIONS_MAX}"))
+                }
+                UserField::Role | UserField::LocationIds | UserField::Disabled => {}
+            }
         }
     }
 

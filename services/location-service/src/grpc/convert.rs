@@ -1,20 +1,22 @@
 //! Messages to the domain and back.
 
+use chrono::TimeDelta;
 use keysweep_proto::location::{v1, v2};
 use prost_types::Timestamp;
 use secrecy::ExposeSecret;
 use service_kit::time::{from_proto, to_proto};
 use service_kit::violations::Violations;
-use tonic::Status;
 
-use super::status;
-use crate::app::error::AppError;
+use crate::app::listing::CreatedRange;
 use crate::app::ports::{GeneratedKey, Recipient};
 use crate::app::{GenerateKey, LocationView};
 use crate::domain::profile::Profile;
 use crate::domain::resources::{Agency, etag};
 use crate::domain::security::SecuritySetting;
 use crate::domain::user::{Role, RoleLevel, RoleType, User, UserDetails};
+
+/// What is wrong with a timestamp that is none.
+const NO_INSTANT: &str = "must lie in the years 1 to 9999";
 
 /// The parts of a message that describe a business; agencies and locations name them alike.
 macro_rules! profile_of {
@@ -140,8 +142,7 @@ pub(super) fn user_details(message: v2::User) -> UserDetails {
 }
 
 /// The roles that a list is narrowed to. `None`: all.
-pub(super) fn role_filter(kind: i32, level: i32) -> Result<(Option<RoleType>, Option<RoleLevel>), Status> {
-    let mut faults = Violations::default();
+pub(super) fn role_filter(kind: i32, level: i32, faults: &mut Violations) -> (Option<RoleType>, Option<RoleLevel>) {
     let kind = match v2::RoleType::try_from(kind) {
         Ok(v2::RoleType::Agency) => Some(RoleType::Agency),
         Ok(v2::RoleType::Location) => Some(RoleType::Location),
@@ -160,8 +161,21 @@ pub(super) fn role_filter(kind: i32, level: i32) -> Result<(Option<RoleType>, Op
             None
         }
     };
-    faults.into_result().map_err(|faults| status::of(AppError::Invalid(faults)))?;
-    Ok((kind, level))
+    (kind, level)
+}
+
+/// When listed items were created. Instants are kept to the microsecond: of a finer bound the next one holds.
+pub(super) fn created_range(start: Option<Timestamp>, end: Option<Timestamp>, faults: &mut Violations) -> CreatedRange {
+    let mut bound = |field: &str, stamp: Option<Timestamp>| {
+        let stamp = stamp?;
+        let at = from_proto(&stamp);
+        if at.is_none() {
+            faults.push(field, NO_INSTANT);
+        }
+        let finer = TimeDelta::microseconds(i64::from(stamp.nanos % 1_000 != 0));
+        at.map(|at| at + finer)
+    };
+    CreatedRange { from: bound("start_create_time", start), before: bound("end_create_time", end) }
 }
 
 /// The legacy user, which is version 2's without what came later.
@@ -204,21 +218,20 @@ pub(super) fn setting(agency_id: String, setting: SecuritySetting) -> v2::Securi
     }
 }
 
+/// What a person asks for, and what is wrong with it so far.
 pub(super) fn wish(
     display_name: String,
     scopes: Vec<String>,
     expire_time: Option<Timestamp>,
     allowed_cidrs: Vec<String>,
     request_id: String,
-) -> Result<GenerateKey, Status> {
-    let expires_at = expire_time
-        .map(|stamp| {
-            from_proto(&stamp)
-                .ok_or_else(|| AppError::Invalid(Violations::of("expire_time", "must lie in the years 1 to 9999")))
-        })
-        .transpose()
-        .map_err(status::of)?;
-    Ok(GenerateKey { display_name, scopes, expires_at, allowed_cidrs, request_id })
+) -> (GenerateKey, Violations) {
+    let mut faults = Violations::default();
+    let expires_at = expire_time.as_ref().and_then(from_proto);
+    if expire_time.is_some() && expires_at.is_none() {
+        faults.push("expire_time", NO_INSTANT);
+    }
+    (GenerateKey { display_name, scopes, expires_at, allowed_cidrs, request_id }, faults)
 }
 
 /// A key's metadata, and its secret.

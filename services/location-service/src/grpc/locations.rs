@@ -2,9 +2,10 @@
 
 use keysweep_proto::location::v2;
 use keysweep_proto::location::v2::location_service_server::LocationService;
+use service_kit::violations::Violations;
 use tonic::{Request, Response, Status};
 
-use super::{Handler, convert, next_token, open, page_of, paths, required, status};
+use super::{Handler, asked, convert, next_token, open, paths, status};
 use crate::app::{CreateLocation, ListLocations, UpdateLocation};
 
 #[tonic::async_trait]
@@ -14,7 +15,7 @@ impl LocationService for Handler {
         request: Request<v2::CreateLocationRequest>,
     ) -> Result<Response<v2::Location>, Status> {
         let (call, message) = open(request);
-        let profile = convert::location_profile(required(message.location, "location")?);
+        let profile = convert::location_profile(message.location.unwrap_or_default());
         let create = CreateLocation { agency_id: message.agency_id, profile, request_id: message.request_id };
         let view = self.app.create_location(&call, &create).await.map_err(status::of)?;
         Ok(Response::new(convert::location(view)))
@@ -31,17 +32,20 @@ impl LocationService for Handler {
         request: Request<v2::ListLocationsRequest>,
     ) -> Result<Response<v2::ListLocationsResponse>, Status> {
         let (call, message) = open(request);
+        let mut faults = Violations::default();
+        let created = convert::created_range(message.start_create_time, message.end_create_time, &mut faults);
         let list = ListLocations {
             agency_id: message.agency_id,
             show_deleted: message.show_deleted,
             name_prefix: message.name_prefix,
             country: message.country,
             state: message.state,
+            created,
             order_by: message.order_by,
         };
         let filter = format!("ListLocations {list:?}");
-        let page = page_of(message.page_size, &message.page_token, &filter)?;
-        let listed = self.app.list_locations(&call, &list, &page).await.map_err(status::of)?;
+        let asked = asked(message.page_size, &message.page_token, &filter, faults);
+        let listed = self.app.list_locations(&call, &list, asked).await.map_err(status::of)?;
         Ok(Response::new(v2::ListLocationsResponse {
             locations: listed.items.into_iter().map(convert::location).collect(),
             next_page_token: next_token(listed.next, &filter),
@@ -53,7 +57,7 @@ impl LocationService for Handler {
         request: Request<v2::UpdateLocationRequest>,
     ) -> Result<Response<v2::Location>, Status> {
         let (call, message) = open(request);
-        let location = required(message.location, "location")?;
+        let location = message.location.unwrap_or_default();
         let change = UpdateLocation {
             location_id: location.location_id.clone(),
             etag: location.etag.clone(),
@@ -88,8 +92,8 @@ impl LocationService for Handler {
         request: Request<v2::GenerateLocationApiKeyRequest>,
     ) -> Result<Response<v2::GenerateLocationApiKeyResponse>, Status> {
         let (call, m) = open(request);
-        let wish = convert::wish(m.display_name, m.scopes, m.expire_time, m.allowed_cidrs, m.request_id)?;
-        let key = self.app.generate_location_key(&call, &m.location_id, wish).await.map_err(status::of)?;
+        let (wish, faults) = convert::wish(m.display_name, m.scopes, m.expire_time, m.allowed_cidrs, m.request_id);
+        let key = self.app.generate_location_key(&call, &m.location_id, wish, faults).await.map_err(status::of)?;
         let (api_key, secret) = convert::generated(key);
         Ok(Response::new(v2::GenerateLocationApiKeyResponse { api_key: Some(api_key), secret }))
     }

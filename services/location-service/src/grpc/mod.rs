@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use keysweep_proto::location::{v1, v2};
 use service_kit::context;
-use service_kit::page::{self, Page};
+use service_kit::page;
 use service_kit::server::GrpcServer;
-use tonic::{Request, Status};
+use service_kit::violations::Violations;
+use tonic::Request;
 
-use crate::app::error::AppError;
+use crate::app::listing::Asked;
 use crate::app::{App, Call};
 
 /// What one request may weigh. No valid one comes near it; so large, a text that is too long is refused by the name of its field.
@@ -60,14 +61,9 @@ fn open<T>(request: Request<T>) -> (Call, T) {
     (call, request.into_inner())
 }
 
-/// A mandatory part of a request.
-fn required<T>(part: Option<T>, field: &str) -> Result<T, Status> {
-    part.ok_or_else(|| status::of(AppError::Invalid(service_kit::violations::Violations::of(field, "is required"))))
-}
-
-/// Which page is asked for; `filter` names the list and everything that filters it.
-fn page_of(size: i32, token: &str, filter: &str) -> Result<Page, Status> {
-    page::decode(size, token, filter).map_err(|e| status::of(AppError::Page(e)))
+/// Which page is asked for; `filter` names the list and everything that filters it, `faults` are those of its fields.
+fn asked(size: i32, token: &str, filter: &str, faults: Violations) -> Asked {
+    Asked { page: page::decode(size, token, filter), faults }
 }
 
 /// The token of the next page. Empty: there is none.

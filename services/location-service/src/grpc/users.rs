@@ -2,10 +2,11 @@
 
 use keysweep_proto::location::v2;
 use keysweep_proto::location::v2::user_service_server::UserService;
+use service_kit::violations::Violations;
 use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
 
-use super::{Handler, convert, next_token, open, page_of, paths, required, status};
+use super::{Handler, asked, convert, next_token, open, paths, status};
 use crate::app::ports::{Recipient, Recipients};
 use crate::app::{CreateUser, ListUsers, UpdateUser, UserApi};
 
@@ -20,7 +21,7 @@ type Parts = Iter<std::vec::IntoIter<Result<v2::ListNoticeRecipientsResponse, St
 impl UserService for Handler {
     async fn create_user(&self, request: Request<v2::CreateUserRequest>) -> Result<Response<v2::User>, Status> {
         let (call, message) = open(request);
-        let details = convert::user_details(required(message.user, "user")?);
+        let details = convert::user_details(message.user.unwrap_or_default());
         let create = CreateUser { agency_id: message.agency_id, details, request_id: message.request_id };
         let user = self.app.create_user(&call, UserApi::Current, &create).await.map_err(status::of)?;
         Ok(Response::new(convert::user(user)))
@@ -37,17 +38,21 @@ impl UserService for Handler {
         request: Request<v2::ListUsersRequest>,
     ) -> Result<Response<v2::ListUsersResponse>, Status> {
         let (call, message) = open(request);
-        let (role_type, role_level) = convert::role_filter(message.role_type, message.role_level)?;
+        let mut faults = Violations::default();
+        let (role_type, role_level) = convert::role_filter(message.role_type, message.role_level, &mut faults);
+        let created = convert::created_range(message.start_create_time, message.end_create_time, &mut faults);
         let list = ListUsers {
             agency_id: message.agency_id,
             location_id: message.location_id,
             email: message.email,
             role_type,
             role_level,
+            created,
+            order_by: message.order_by,
         };
         let filter = format!("ListUsers {list:?}");
-        let page = page_of(message.page_size, &message.page_token, &filter)?;
-        let listed = self.app.list_users(&call, &list, &page).await.map_err(status::of)?;
+        let asked = asked(message.page_size, &message.page_token, &filter, faults);
+        let listed = self.app.list_users(&call, &list, asked).await.map_err(status::of)?;
         Ok(Response::new(v2::ListUsersResponse {
             users: listed.items.into_iter().map(convert::user).collect(),
             next_page_token: next_token(listed.next, &filter),
@@ -56,7 +61,7 @@ impl UserService for Handler {
 
     async fn update_user(&self, request: Request<v2::UpdateUserRequest>) -> Result<Response<v2::User>, Status> {
         let (call, message) = open(request);
-        let user = required(message.user, "user")?;
+        let user = message.user.unwrap_or_default();
         let change = UpdateUser {
             user_id: user.user_id.clone(),
             etag: user.etag.clone(),

@@ -8,7 +8,7 @@ use sea_orm::{
 use service_kit::time::to_micros;
 
 use super::entities::{agencies, locations, security_settings};
-use super::listing::windowed;
+use super::listing::{Columns, windowed};
 use super::{DatabaseStore, convert, fault, finish, replayed, write_audit};
 use crate::app::listing::Window;
 use crate::app::ports::{AgencyStore, AuditEvent, MutationKey, StoreError, Written};
@@ -23,7 +23,9 @@ impl AgencyStore for DatabaseStore {
     }
 
     async fn agencies(&self, window: &Window) -> Result<Vec<Agency>, StoreError> {
-        let query = windowed(agencies::Entity::find(), agencies::Column::Id, agencies::Column::NameKey, window);
+        use agencies::Column::{CreatedAt, Id, NameKey};
+        let columns = Columns { id: Id, created_at: CreatedAt, text_key: NameKey };
+        let query = windowed(agencies::Entity::find(), columns, window);
         let rows = query.all(&self.db).await.map_err(fault)?;
         Ok(rows.into_iter().map(convert::agency).collect())
     }

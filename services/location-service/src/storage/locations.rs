@@ -5,7 +5,7 @@ use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QuerySele
 
 use super::agencies::{choice_of, lock_agency};
 use super::entities::locations;
-use super::listing::windowed;
+use super::listing::{Columns, windowed};
 use super::{DatabaseStore, convert, fault, finish, replayed, write_audit};
 use crate::app::listing::Window;
 use crate::app::ports::{AuditEvent, LocationFilter, LocationStore, MutationKey, StoreError, StoredLocation, Written};
@@ -29,8 +29,12 @@ impl LocationStore for DatabaseStore {
         if !filter.state.is_empty() {
             query = query.filter(locations::Column::State.eq(filter.state));
         }
-        let query = windowed(query, locations::Column::Id, locations::Column::NameKey, window);
-        let rows = query.all(&self.db).await.map_err(fault)?;
+        let columns = Columns {
+            id: locations::Column::Id,
+            created_at: locations::Column::CreatedAt,
+            text_key: locations::Column::NameKey,
+        };
+        let rows = windowed(query, columns, window).all(&self.db).await.map_err(fault)?;
         rows.into_iter().map(convert::location).collect()
     }
 

@@ -6,11 +6,13 @@ use async_trait::async_trait;
 use sea_orm::sea_query::Query;
 use sea_orm::{
     AccessMode, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseBackend, DatabaseTransaction, EntityTrait,
-    IsolationLevel, QueryFilter, QueryOrder, QuerySelect, QueryTrait, TransactionOptions, TransactionTrait,
+    IsolationLevel, QueryFilter, QuerySelect, TransactionOptions, TransactionTrait,
 };
 
 use super::entities::{agencies, locations, user_locations, users};
+use super::listing::{Columns, windowed};
 use super::{DatabaseStore, convert, fault, finish, replayed};
+use crate::app::listing::Window;
 use crate::app::ports::{MutationKey, Recipient, Recipients, StoreError, UserFilter, UserStore, Written};
 use crate::domain::contact::email_key;
 use crate::domain::user::{RoleLevel, RoleType, User};
@@ -22,10 +24,12 @@ const CHUNK: usize = 1_000;
 impl UserStore for DatabaseStore {
     async fn user(&self, id: &str) -> Result<Option<User>, StoreError> {
         let row = users::Entity::find_by_id(id).one(&self.db).await.map_err(fault)?;
-        Ok(with_locations(&self.db, row.into_iter().collect()).await?.pop())
+        // Asked for a missing user too, who so costs what one costs whom the caller may not see.
+        let mut places = places_of(&self.db, &[id.to_owned()]).await?;
+        row.map(|row| convert::user(row, places.remove(id).unwrap_or_default())).transpose()
     }
 
-    async fn users(&self, filter: UserFilter<'_>, after: Option<&str>, limit: u64) -> Result<Vec<User>, StoreError> {
+    async fn users(&self, filter: UserFilter<'_>, window: &Window) -> Result<Vec<User>, StoreError> {
         let mut query = users::Entity::find()
             .filter(users::Column::AgencyId.eq(filter.agency_id))
             .filter(users::Column::DeletedAt.is_null());
@@ -46,14 +50,17 @@ impl UserStore for DatabaseStore {
                 .to_owned();
             query = query.filter(users::Column::Id.in_subquery(there));
         }
-        let rows = query
-            .apply_if(after, |query, after| query.filter(users::Column::Id.gt(after)))
-            .order_by_asc(users::Column::Id)
-            .limit(limit)
-            .all(&self.db)
-            .await
-            .map_err(fault)?;
-        with_locations(&self.db, rows).await
+        let columns =
+            Columns { id: users::Column::Id, created_at: users::Column::CreatedAt, text_key: users::Column::EmailKey };
+        let rows = windowed(query, columns, window).all(&self.db).await.map_err(fault)?;
+        let ids: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
+        let mut places = places_of(&self.db, &ids).await?;
+        rows.into_iter()
+            .map(|row| {
+                let own = places.remove(&row.id).unwrap_or_default();
+                convert::user(row, own)
+            })
+            .collect()
     }
 
     async fn insert_user(&self, user: &User, key: Option<&MutationKey>) -> Result<Written, StoreError> {
@@ -182,9 +189,9 @@ fn recipient(row: users::Model, agency_admin: bool, location_ids: Vec<String>) -
     }
 }
 
-async fn with_locations(db: &impl ConnectionTrait, rows: Vec<users::Model>) -> Result<Vec<User>, StoreError> {
+/// The locations that each of the users lists, sorted.
+async fn places_of(db: &impl ConnectionTrait, ids: &[String]) -> Result<HashMap<String, Vec<String>>, StoreError> {
     let mut places: HashMap<String, Vec<String>> = HashMap::new();
-    let ids: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
     for chunk in ids.chunks(CHUNK) {
         let found = user_locations::Entity::find()
             .filter(user_locations::Column::UserId.is_in(chunk))
@@ -195,13 +202,8 @@ async fn with_locations(db: &impl ConnectionTrait, rows: Vec<users::Model>) -> R
             places.entry(row.user_id).or_default().push(row.location_id);
         }
     }
-    rows.into_iter()
-        .map(|row| {
-            let mut own = places.remove(&row.id).unwrap_or_default();
-            own.sort_unstable();
-            convert::user(row, own)
-        })
-        .collect()
+    places.values_mut().for_each(|own| own.sort_unstable());
+    Ok(places)
 }
 
 async fn write_locations(tx: &DatabaseTransaction, user: &User) -> Result<(), StoreError> {

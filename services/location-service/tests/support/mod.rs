@@ -5,19 +5,23 @@
 
 pub mod recorder;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use keysweep_proto::location::v1::user_service_client::UserServiceClient as LegacyUserClient;
 use keysweep_proto::location::v2;
 use keysweep_proto::location::v2::agency_service_client::AgencyServiceClient;
 use keysweep_proto::location::v2::location_service_client::LocationServiceClient;
 use keysweep_proto::location::v2::user_service_client::UserServiceClient;
-use location_service::Config;
+use location_service::app::App;
+use location_service::clients::KeyServiceClient;
+use location_service::storage::DatabaseStore;
+use location_service::{Config, Migrator, grpc};
 use recorder::Recorder;
 use secrecy::SecretString;
 use service_kit::clock::SimulatedClock;
 use service_kit::entropy::SeededEntropy;
 use service_kit::keyring::KeyRing;
+use service_kit::server::GrpcServer;
 use service_kit::testing::TestDatabase;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -47,6 +51,29 @@ impl World {
         let keys = Recorder::start().await;
         let (channel, shutdown, task) = serve(&db, &clock, keys.port(), 1).await;
         Self { db, clock, keys, channel, shutdown, task, seed: 1 }
+    }
+
+    /// The service with a record of every statement that it sends to its database.
+    pub async fn start_watched(db: TestDatabase) -> (Self, Arc<Mutex<Vec<String>>>) {
+        let clock = Arc::new(SimulatedClock::new("2026-01-10T12:00:00Z".parse().expect("an instant")));
+        let keys = Recorder::start().await;
+        let config = config(&db, keys.port());
+        let (statements, deps) = (Arc::<Mutex<Vec<String>>>::default(), service_kit::testing::deps(clock.clone(), 1));
+        let mut connection = service_kit::db::connect(&config.database).await.expect("connects");
+        service_kit::db::migrate::<Migrator>(&connection).await.expect("migrates");
+        let record = statements.clone();
+        connection.set_metric_callback(move |info| record.lock().expect("lock").push(info.statement.sql.clone()));
+        let ring = KeyRing::load(&config.keyring, None, false, &*deps.entropy).expect("a ring");
+        let client = KeyServiceClient::new(&config.key_service).expect("a client");
+        let store = Arc::new(DatabaseStore::new(connection));
+        let app = App::new(store, Arc::new(client), ring, deps.clock, deps.entropy);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shutdown = CancellationToken::new();
+        let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown.clone());
+        let task = tokio::spawn(grpc::register(server, app).serve(listener));
+        let channel = Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect_lazy();
+        (Self { db, clock, keys, channel, shutdown, task, seed: 1 }, statements)
     }
 
     /// Ends the service as a crash would, and starts it anew on the same database.
@@ -119,12 +146,7 @@ impl World {
     }
 }
 
-async fn serve(
-    db: &TestDatabase,
-    clock: &Arc<SimulatedClock>,
-    key_service_port: u16,
-    seed: u64,
-) -> (Channel, CancellationToken, JoinHandle<anyhow::Result<()>>) {
+fn config(db: &TestDatabase, key_service_port: u16) -> Config {
     let mut config: Config =
         service_kit::config::load_from(location_service::config::DEFAULTS, None, std::iter::empty())
             .expect("valid defaults");
@@ -133,6 +155,16 @@ async fn serve(
     config.key_service.endpoint = format!("http://127.0.0.1:{key_service_port}");
     config.key_service.request_timeout_ms = 1_500;
     config.server.drain_notice_ms = 0;
+    config
+}
+
+async fn serve(
+    db: &TestDatabase,
+    clock: &Arc<SimulatedClock>,
+    key_service_port: u16,
+    seed: u64,
+) -> (Channel, CancellationToken, JoinHandle<anyhow::Result<()>>) {
+    let config = config(db, key_service_port);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let shutdown = CancellationToken::new();

@@ -127,8 +127,9 @@ impl Recorder {
     ) -> (Answer, Result<GenerateApiKeyResponse, Status>) {
         let mut state = self.state();
         state.seen.push(Seen { method: "GenerateApiKey", actor, request: request.clone() });
-        if request.display_name.len() > 100 {
-            let faults = service_kit::violations::Violations::of("display_name", "must be at most 100 characters");
+        let mut faults = service_kit::violations::Violations::default();
+        faults.check_text("display_name", &request.display_name, 100);
+        if !faults.is_empty() {
             return (Answer::Sent, Err(service_kit::status::invalid_fields(&faults)));
         }
         let agency_id = match request.owner.clone().and_then(|owner| owner.account) {

@@ -20,7 +20,7 @@ use crate::actor::{self, Actor};
 use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY, is_traceparent};
 use crate::entropy::OsEntropy;
 use crate::ids::CallIds;
-use crate::status::{deadline_exceeded, invalid_fields, undecodable};
+use crate::status::{deadline_exceeded, invalid_fields, too_large, undecodable};
 use crate::violations::Violations;
 
 /// Our own deadline ends a call just before tonic's does, which would call it CANCELLED.
@@ -151,18 +151,20 @@ impl End {
     }
 }
 
-/// tonic calls a message that it cannot decode INTERNAL, which it is not: anybody could fill the log with our faults.
+/// tonic calls a message that it cannot decode INTERNAL, which it is not: anybody could fill the log with our faults. One
+/// that is too large it calls OUT_OF_RANGE, as if there were another to come.
 fn blame_the_sender(response: Response<Body>) -> Response<Body> {
     const DECODING: &str = "failed to decode Protobuf message: ";
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() == Code::Internal && status.details().is_empty() => {
-            match status.message().strip_prefix(DECODING) {
-                Some(cause) => undecodable(cause).into_http(),
-                None => response,
-            }
-        }
-        _ => response,
-    }
+    const TOO_LARGE: &str = "Error, decoded message length too large: ";
+    let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty()) else {
+        return response;
+    };
+    let blamed = match status.code() {
+        Code::Internal => status.message().strip_prefix(DECODING).map(undecodable),
+        Code::OutOfRange => status.message().strip_prefix(TOO_LARGE).map(too_large),
+        _ => None,
+    };
+    blamed.map_or(response, Status::into_http)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -216,6 +218,14 @@ mod tests {
         assert_eq!(told.code(), Code::InvalidArgument);
         assert!(told.message().contains("A.b: buffer underflow"), "{told:?}");
         assert_eq!(told.get_error_details().error_info().map(|info| info.reason.as_str()), Some("INVALID_FIELDS"));
+        let large =
+            Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes");
+        let told = Status::from_header_map(blame_the_sender(large.into_http()).headers()).expect("a status");
+        assert_eq!(told.code(), Code::InvalidArgument);
+        assert_eq!(told.message(), "the message is too large: found 9 bytes, the limit is: 8 bytes");
+        let cursor = crate::status::StatusBuilder::new(Code::OutOfRange, "CURSOR_AHEAD", "ahead").build();
+        let told = Status::from_header_map(blame_the_sender(cursor.into_http()).headers()).expect("a status");
+        assert_eq!(told.code(), Code::OutOfRange);
         let own = Status::from_header_map(blame_the_sender(crate::status::internal().into_http()).headers());
         assert_eq!(own.expect("a status").code(), Code::Internal);
     }
