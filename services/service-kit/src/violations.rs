@@ -41,6 +41,24 @@ impl Violations {
         self.0.iter()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The first of them, as many as together weigh at most so many bytes, and at least one.
+    pub fn fitting(&self, bytes: usize) -> Self {
+        // What a fault weighs beside its texts, in a message of a wire format or in a line.
+        const FRAME: usize = 8;
+        let mut weight = 0;
+        let fits = |one: &&FieldViolation| {
+            let first = weight == 0;
+            weight += one.field.len() + one.description.len() + FRAME;
+            first || weight <= bytes
+        };
+        Self(self.0.iter().take_while(fits).cloned().collect())
+    }
+
     /// `Err` with all faults if there are any.
     pub fn into_result(self) -> Result<(), Self> {
         if self.is_empty() { Ok(()) } else { Err(self) }
