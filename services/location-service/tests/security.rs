@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use keysweep_proto::location::{v1, v2};
@@ -13,6 +14,9 @@ use service_kit::testing::Kind;
 use support::{World, act, by, new_location, refused, role};
 use tonic::Code;
 use tonic_types::StatusExt;
+
+/// As many bytes of a sealed key are nowhere else by chance.
+const PART: usize = 12;
 
 fn generate_for(agency_id: &str, request_id: &str) -> v2::GenerateAgencyApiKeyRequest {
     v2::GenerateAgencyApiKeyRequest {
@@ -355,24 +359,37 @@ async fn an_opted_in_database_file_holds_no_sealed_copy() {
     let agency = world.agency("Agency").await;
     let admin = world.agency_admin(&agency.agency_id, "a@example.com").await;
     world.choose(&admin, false).await;
-    world.location(&agency.agency_id, "Shop").await;
-    let config = world.db.config();
-    let db = service_kit::db::connect(&config).await.expect("connects");
+    let mut location_id = String::new();
+    for i in 0..20 {
+        location_id = world.location(&agency.agency_id, &format!("Shop {i}")).await.location_id;
+    }
+    let db = service_kit::db::connect(&world.db.config()).await.expect("connects");
     let sql = Statement::from_string(db.get_database_backend(), "SELECT sealed_key FROM locations");
-    let sealed: Vec<u8> =
-        db.query_one_raw(sql).await.expect("answers").expect("a row").try_get_by_index(0).expect("bytes");
+    let rows = db.query_all_raw(sql).await.expect("answers");
+    let sealed: Vec<Vec<u8>> = rows.iter().map(|row| row.try_get_by_index(0).expect("bytes")).collect();
+    assert_eq!(sealed.len(), 20);
+    // A part of a copy is a copy of a part.
+    let parts: HashSet<_> = sealed.iter().flat_map(|one| one.chunks_exact(PART)).collect();
     let file = world.db.url.trim_start_matches("sqlite:").to_owned();
-    let holds_copy = || {
-        [file.clone(), format!("{file}-wal")].into_iter().any(|path| {
-            let bytes = std::fs::read(&path).unwrap_or_default();
-            bytes.windows(24).any(|window| window == &sealed[..24])
-        })
+    let holds_copy = |path: &str| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        bytes.windows(PART).any(|window| parts.contains(window))
     };
-    assert!(holds_copy(), "the search finds what is there");
+    let wal = format!("{file}-wal");
+    assert!(holds_copy(&wal), "the search finds what is in the WAL");
+    db.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await.expect("a checkpoint");
+    assert!(holds_copy(&file), "the search finds what is in the file");
+
     world.choose(&admin, true).await;
-    let _kept = world.stop().await;
+    let get = v2::GetLocationRequest { location_id };
+    let shown = world.locations().get_location(by(&admin, get)).await.expect("read").into_inner();
+    assert_eq!(shown.api_key, "");
+    // While the service runs, as an operator would.
     db.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await.expect("a checkpoint");
     db.execute_unprepared("VACUUM").await.expect("a vacuum");
+    assert!(std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0), "the vacuum's WAL is there to be searched");
+    assert!(!holds_copy(&file) && !holds_copy(&wal), "a sealed copy is left");
+    let _kept = world.stop().await;
     db.close().await.expect("closes");
-    assert!(!holds_copy(), "a sealed copy is left in the files");
+    assert!(!holds_copy(&file) && !holds_copy(&wal), "a sealed copy is left");
 }
