@@ -14,6 +14,9 @@ use service_kit::time::to_proto;
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
 use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -22,7 +25,10 @@ use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionCli
 use tonic_types::StatusExt;
 
 const BINARIES: [(&str, &[&str]); 3] = [
-    ("key-service", &["keysweep.key.v1.KeyService", "keysweep.key.v1.SweepService"]),
+    (
+        "key-service",
+        &["envoy.service.auth.v3.Authorization", "keysweep.key.v1.KeyService", "keysweep.key.v1.SweepService"],
+    ),
     (
         "location-service",
         &[
@@ -191,6 +197,7 @@ async fn each_binary_serves_health_and_reflection_and_stops_when_asked() {
         let listed = reflected_services(&endpoint).await;
         for service in services {
             assert!(listed.contains(&(*service).to_owned()), "{name} does not reflect {service}: {listed:?}");
+            assert_eq!(health(&endpoint, service).await, ServingStatus::Serving, "{name}: {service}");
         }
         for foreign in BINARIES.into_iter().filter(|(other, _)| *other != name).flat_map(|(_, services)| services) {
             assert!(!listed.contains(&(*foreign).to_owned()), "{name} reflects {foreign}");
@@ -204,6 +211,13 @@ async fn each_binary_serves_health_and_reflection_and_stops_when_asked() {
             "{name} is still healthy"
         );
     }
+}
+
+async fn health(endpoint: &str, service: &str) -> ServingStatus {
+    let endpoint = tonic::transport::Endpoint::from_shared(endpoint.to_owned()).expect("an endpoint");
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = HealthClient::new(endpoint.connect().await.expect("a connection")).check(request).await;
+    answer.expect("health knows the service").get_ref().status()
 }
 
 async fn reflected_services(endpoint: &str) -> Vec<String> {

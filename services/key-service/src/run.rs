@@ -23,8 +23,8 @@ use crate::app::sweep::{EventSignal, SweepService, Sweeper};
 use crate::app::upkeep::Upkeep;
 use crate::app::verify::{UsageRecorder, Verifier, VerifierParts};
 use crate::config::{Config, DEFAULTS};
-use crate::grpc::KeyApi;
 use crate::grpc::sweep::SweepGrpc;
+use crate::grpc::{ExtAuthz, KeyApi};
 use crate::jobs::sweeper::SweeperJob;
 use crate::jobs::{EndOverlaps, FlushUses, FollowChanges, ForgetRequests};
 use crate::storage::changes::KEY_CHANGES;
@@ -67,6 +67,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown);
     let streams = server.streams();
     let served = server
+        .add_service(ExtAuthz::server(parts.verifier.clone()))
         .add_service(KeyApi::server(parts.keys, parts.verifier, parts.audit))
         .add_service(SweepGrpc::new(parts.sweep, streams).into_server())
         .long_call("/keysweep.key.v1.KeyService/ImportApiKeys")

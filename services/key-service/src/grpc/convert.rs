@@ -112,7 +112,7 @@ pub(super) fn key_to_proto(key: ApiKey, now: DateTime<Utc>) -> proto::ApiKey {
     }
 }
 
-fn code_to_proto(code: VerifyCode) -> proto::VerifyCode {
+pub(super) fn code_to_proto(code: VerifyCode) -> proto::VerifyCode {
     match code {
         VerifyCode::Valid => proto::VerifyCode::Valid,
         VerifyCode::NotFound => proto::VerifyCode::NotFound,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where what it needs is missing")]
 
 mod audit;
+mod ext_authz;
 mod generate;
 mod grpc;
 mod import;

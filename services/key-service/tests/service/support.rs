@@ -56,8 +56,8 @@ pub(crate) struct World {
     pub(crate) store: Arc<SqlStore>,
     counted: Arc<CountedStore>,
     pub(crate) usage: Arc<UsageRecorder>,
-    pub(crate) verifier: Verifier,
-    pub(crate) keys: Keys,
+    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) keys: Arc<Keys>,
     pub(crate) audit: Audit,
     pub(crate) upkeep: Upkeep,
 }
@@ -96,8 +96,8 @@ impl World {
             max_refusals: 100,
             guesses: GuessSettings { per_minute: NonZeroU32::new(GUESSES).unwrap(), max_sources: 10 },
         };
-        let verifier = Verifier::open(verifier).await.unwrap();
-        let keys = Keys::new(KeyParts {
+        let verifier = Arc::new(Verifier::open(verifier).await.unwrap());
+        let keys = Arc::new(Keys::new(KeyParts {
             store: store.clone(),
             ring,
             clock: clock.clone(),
@@ -106,7 +106,7 @@ impl World {
             reveals: RevealLimiter::new(NonZeroU32::new(REVEALS).unwrap(), clock.clone()),
             events,
             settings: KeySettings { recoverable: setting.recoverable },
-        });
+        }));
         let (audit, upkeep) = (Audit::new(store.clone()), Upkeep::new(store.clone()));
         Self { db, clock, store, counted, usage, verifier, keys, audit, upkeep }
     }
