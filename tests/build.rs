@@ -1,4 +1,4 @@
-//! Where PostgreSQL's server or aiosmtpd is not installed, the tests that need it are left out, and say so.
+//! Where PostgreSQL's server, aiosmtpd or Envoy is not installed, the tests that need it are left out, and say so.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -8,15 +8,21 @@ fn main() {
     println!("cargo::rerun-if-changed=/usr/lib/postgresql");
     println!("cargo::rustc-check-cfg=cfg(keysweep_no_postgres)");
     println!("cargo::rustc-check-cfg=cfg(keysweep_no_aiosmtpd)");
+    println!("cargo::rustc-check-cfg=cfg(keysweep_no_envoy)");
     let on_path = std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect::<Vec<_>>()).unwrap_or_default();
     let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|e| e.path().join("bin"));
     if !debian.chain(on_path).any(|folder: PathBuf| folder.join("initdb").exists() && folder.join("postgres").exists())
     {
         println!("cargo::rustc-cfg=keysweep_no_postgres");
     }
-    let aiosmtpd =
-        Command::new("python3").args(["-c", "import aiosmtpd"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if !aiosmtpd.is_ok_and(|status| status.success()) {
+    if !answers(Command::new("python3").args(["-c", "import aiosmtpd"])) {
         println!("cargo::rustc-cfg=keysweep_no_aiosmtpd");
     }
+    if !answers(Command::new("envoy").arg("--version")) {
+        println!("cargo::rustc-cfg=keysweep_no_envoy");
+    }
+}
+
+fn answers(command: &mut Command) -> bool {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }

@@ -1,8 +1,10 @@
-//! The harness of the end-to-end suites: the real binaries as processes, real databases, a real SMTP server.
+//! The harness of the end-to-end suites: the real binaries as processes, real databases, a real SMTP server, the real
+//! Envoy.
 //!
 //! It guarantees that whatever a test starts is gone when the test is, and that nothing outside this machine is contacted.
 //! It does *not* replace any part of keysweep: no suite runs against a stand-in of a service or a database.
 
+pub mod envoy;
 pub mod process;
 pub mod smtp;
 pub mod wait;

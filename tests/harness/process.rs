@@ -21,8 +21,16 @@ static BINARIES: OnceLock<PathBuf> = OnceLock::new();
 /// When it cannot be built.
 pub fn binary(name: &str) -> PathBuf {
     let folder = BINARIES.get_or_init(|| {
-        // Cargo builds the binaries of a package for that package's tests alone.
-        let built = std::process::Command::new(env!("CARGO"))
+        // Cargo builds the binaries of a package for that package's tests alone. What it tells a test of its own package
+        // would let dependencies look changed: all of them would be built anew.
+        let mut cargo = std::process::Command::new(env!("CARGO"));
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text == "OUT_DIR" || text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                cargo.env_remove(&name);
+            }
+        }
+        let built = cargo
             .args(["build", "--workspace", "--bins", "--quiet"])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
             .status()
