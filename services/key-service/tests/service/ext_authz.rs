@@ -23,7 +23,7 @@ use service_kit::violations::Violations;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::support::{World, admin, order, start, text};
+use crate::support::{GUESSES, World, admin, order, start, text};
 
 /// Both services over the same use cases.
 struct Doors {
@@ -182,5 +182,27 @@ both_databases! {
         let body: serde_json::Value = serde_json::from_str(&denied.body).unwrap();
         assert_eq!((denied.status.unwrap().code, body["code"].as_str()), (503, Some(reason.as_str())));
         assert!(denied.headers.iter().any(|h| h.header.as_ref().unwrap().key == "retry-after"));
+    }
+
+    async fn who_guesses_is_slowed_alike(db: TestDatabase) {
+        let world = World::new(&db).await;
+        let good = text(&world.generate("").await);
+        let mut doors = Doors::of(&world);
+        let guess = |number: u32| Case { secret: format!("sk_live_guess_{number}"), source_ip: "192.0.2.1", ..Case::default() };
+        for number in 0..GUESSES {
+            doors.check(&guess(number)).await;
+        }
+        let refused = doors.verify(&guess(98)).await.unwrap_err();
+        let details = refused.get_error_details();
+        let checked = doors.check(&guess(99)).await;
+        let Some(HttpResponse::DeniedResponse(denied)) = checked.http_response else { panic!("it admits") };
+        let body: serde_json::Value = serde_json::from_str(&denied.body).unwrap();
+        assert_eq!(body["code"].as_str(), details.error_info().map(|info| info.reason.as_str()));
+        assert_eq!(denied.status.unwrap().code, 429);
+        let mut headers = denied.headers.iter().filter_map(|option| option.header.as_ref());
+        let retry_after = headers.find(|header| header.key == "retry-after").unwrap().value.parse::<u64>().unwrap();
+        assert!((1..=60).contains(&retry_after), "{retry_after}");
+        let good = Case { secret: good, source_ip: "192.0.2.1", ..Case::default() };
+        assert_eq!(doors.agree(good).await, proto::VerifyCode::Valid);
     }
 }

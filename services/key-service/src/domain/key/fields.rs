@@ -97,8 +97,12 @@ impl Networks {
 }
 
 fn parse_network(cidr: &str) -> Result<IpNet, String> {
-    let network: IpNet =
-        cidr.parse().map_err(|_| "must be a network in CIDR notation, such as 192.0.2.0/24".to_owned())?;
+    const NOTATION: &str = "must be a network in CIDR notation, such as 192.0.2.0/24";
+    let network: IpNet = cidr.parse().map_err(|_| NOTATION.to_owned())?;
+    // 010.0.0.0 is 8.0.0.0 to some and 10.0.0.0 to others.
+    if cidr.split('/').next().is_none_or(|address| address.parse::<IpAddr>().is_err()) {
+        return Err(NOTATION.to_owned());
+    }
     if matches!(network, IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some()) {
         return Err("must be written as an IPv4 network".to_owned());
     }

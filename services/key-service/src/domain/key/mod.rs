@@ -3,6 +3,8 @@
 mod fields;
 mod import;
 mod model;
+#[cfg(test)]
+mod restrictions;
 mod rotation;
 mod secret;
 mod verify;
