@@ -74,7 +74,7 @@ pub struct Plan {
     pub ports: [u16; 3],
     /// Where emails go.
     pub mail: Mail,
-    /// How many emails a second at most, by the wall clock. `None`: the service's own default.
+    /// How many emails a second at most, over all replicas. `None`: the service's own default.
     pub mails_per_second: Option<u32>,
     /// The time that all three live in.
     pub clock: SharedClock,

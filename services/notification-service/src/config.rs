@@ -13,6 +13,7 @@ use service_kit::db::DatabaseConfig;
 use service_kit::server::ServerConfig;
 use service_kit::telemetry::{LogConfig, MetricsConfig};
 
+use crate::domain::limits::SendLimits;
 use crate::email::{SmtpOptions, Tls};
 
 /// The built-in settings, every one with its meaning.
@@ -50,8 +51,10 @@ pub struct MailConfig {
     pub from: String,
     /// What stands behind the `@` of every `Message-ID`. Empty: the domain of `from`.
     pub message_id_domain: String,
-    /// At most this many messages a second. 0: no limit.
+    /// At most this many messages a second, over all replicas. 0: no limit.
     pub max_per_second: u32,
+    /// At most this many messages a UTC day, over all replicas. 0: no limit.
+    pub max_per_day: u32,
     /// Messages sent at once, and so connections to the mail server.
     pub connections: u32,
 }
@@ -89,6 +92,11 @@ impl MailConfig {
     /// When it is no address.
     pub fn sender(&self) -> Result<Mailbox, lettre::address::AddressError> {
         self.from.parse()
+    }
+
+    /// The send limits.
+    pub fn limits(&self) -> SendLimits {
+        SendLimits { per_second: self.max_per_second, per_day: self.max_per_day }
     }
 
     /// The domain of every `Message-ID`.

@@ -9,11 +9,12 @@ use service_kit::jobs::JobHandle;
 use service_kit::server::GrpcServer;
 use service_kit::{Deps, cli, client, db};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::acknowledge::Acknowledge;
-use crate::app::deliver::{Deliver, Pace};
+use crate::app::deliver::Deliver;
 use crate::app::dispatch::Dispatch;
 use crate::app::ports::MailTransport;
 use crate::app::signals::Signals;
@@ -34,7 +35,8 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     if config.database.migrate_on_start {
         db::migrate::<Migrator>(&database).await?;
     }
-    let store = Store::new(database.clone(), IdGenerator::new(deps.entropy.clone()), config.mail.domain());
+    let store = Store::new(database.clone(), IdGenerator::new(deps.entropy.clone()), config.mail.domain())
+        .with_limits(config.mail.limits());
     let parts = Parts {
         config: &config,
         deps: &deps,
@@ -112,8 +114,8 @@ impl Parts<'_> {
             store: self.store.clone(),
             writer: Arc::new(Writer::new(sender.clone())?),
             transport: self.transport(&sender)?,
-            pace: Pace::new(mail.max_per_second),
-            concurrency: mail.connections as usize,
+            connections: Semaphore::new(mail.connections as usize),
+            long_letter: Semaphore::new(1),
             clock: self.deps.clock.clone(),
             entropy: self.deps.entropy.clone(),
             owner: self.owner(),
@@ -123,7 +125,8 @@ impl Parts<'_> {
         let (next_deliver, next_acknowledge) = (Next::default(), Next::default());
         let spawn = |job| self.deps.jobs.spawn(job, self.deps.clock.clone(), end.clone());
         next_acknowledge.set(spawn(Arc::new(AcknowledgeJob { acknowledge })));
-        next_deliver.set(spawn(Arc::new(DeliverJob { deliver, acknowledge: next_acknowledge.clone() })));
+        next_deliver
+            .set(spawn(Arc::new(DeliverJob { deliver: Arc::new(deliver), acknowledge: next_acknowledge.clone() })));
         let dispatch = spawn(Arc::new(DispatchJob { dispatch, deliver: next_deliver, acknowledge: next_acknowledge }));
         spawn(Arc::new(ForgetJob { db: database }));
         Ok(tokio::spawn(wake(dispatch, self.signals.clone(), end.clone())))

@@ -32,6 +32,8 @@ fn to(name: &str, recipient: &str) -> ClaimedDelivery {
         message_id: "dlv_019b0000000070008000000000000001@keysweep.example".to_owned(),
         attempt: 1,
         deferred_since: None,
+        wait: TimeDelta::zero(),
+        lease_until: at("2025-12-16T12:10:00Z"),
         created_at: at("2025-12-16T18:00:03Z"),
     }
 }

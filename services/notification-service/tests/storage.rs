@@ -147,7 +147,7 @@ const MINUTE: TimeDelta = TimeDelta::minutes(1);
 async fn dispatched(f: &Fixture, now: DateTime<Utc>) {
     f.store.apply(events(published()), now).await.expect("applied");
     assert_eq!(f.store.claim_due("me", now, now + MINUTE, 10).await.expect("claimed"), [stage()]);
-    f.store.collect(&stage(), admin("usr_a")).await.expect("collected");
+    f.store.collect(&stage(), "me", admin("usr_a")).await.expect("collected");
     let published = f.store.publish(&stage(), "me", now).await.expect("published");
     assert_eq!(published, Published::Dispatched { in_app: 1, emails: 1 });
 }
@@ -180,7 +180,7 @@ both_databases! {
         all.remove(1);
         let refused = f.store.apply(all, now).await;
         assert!(matches!(refused, Err(ApplyError::Gap { expected: 2, sequence: 3 })), "{refused:?}");
-        assert_eq!(f.store.cursor().await.expect("a cursor"), 0, "none of the batch is applied");
+        assert_eq!(f.store.cursor().await.expect("a cursor").sequence, 0, "none of the batch is applied");
         let foreign = f.store.apply(events(vec![rescued("key_1")]), now).await;
         assert!(matches!(foreign, Err(ApplyError::Unfit { sequence: 1, .. })), "{foreign:?}");
         let miscounted = [Payload::PlanSealed { entry_count: 4, lot_count: 1 }];
@@ -209,9 +209,12 @@ both_databases! {
         let now = due(15);
         f.store.apply(events(published()), now).await.expect("applied");
         let (a, b) = tokio::join!(f.store.claim_due("a", now, now + MINUTE, 10), f.store.claim_due("b", now, now + MINUTE, 10));
-        assert_eq!(a.expect("claimed").len() + b.expect("claimed").len(), 1);
+        let (a, b) = (a.expect("claimed").len(), b.expect("claimed").len());
+        assert_eq!(a + b, 1);
+        let owner = if a == 1 { "a" } else { "b" };
         // Both believe that it is theirs: the lease says whose it is.
-        f.store.collect(&stage(), admin("usr_a")).await.expect("collected");
+        assert!(!f.store.collect(&stage(), "me", admin("usr_z")).await.expect("passed over"), "it is another's");
+        assert!(f.store.collect(&stage(), owner, admin("usr_a")).await.expect("collected"));
         let id = stage();
         let (a, b) = tokio::join!(f.store.publish(&id, "a", now), f.store.publish(&id, "b", now));
         let outcomes = [a.expect("published"), b.expect("published")];
@@ -224,7 +227,7 @@ both_databases! {
         let now = due(15);
         dispatched(&f, now).await;
         let mine = DeliveryStore::claim(&f.store, "me", now, now + MINUTE, 10).await.expect("claimed");
-        DeliveryStore::record(&f.store, "me", vec![(mine[0].clone(), Verdict::Accepted { reply: "250 ok".into() })], now).await.expect("recorded");
+        DeliveryStore::record(&f.store, "me", &[(mine[0].clone(), Verdict::Accepted { reply: "250 ok".into() })], now).await.expect("recorded");
         let owed = f.store.owed(10).await.expect("owed");
         assert_eq!(owed[0].news, StageNews::Delivered { delivered_at: now, in_app: 1, emails: 1 });
         ReceiptStore::record(&f.store, vec![(owed[0].clone(), ReceiptAnswer::Recorded)], 5, now).await.expect("recorded");
@@ -249,9 +252,9 @@ both_databases! {
         assert_eq!((first[0].attempt, second[0].attempt), (1, 2));
         assert_eq!(first[0].message_id, second[0].message_id);
         let failed = Verdict::Failed { reply: "550".into() };
-        DeliveryStore::record(&f.store, "dead", vec![(first[0].clone(), failed)], later).await.expect("passed over");
+        DeliveryStore::record(&f.store, "dead", &[(first[0].clone(), failed)], later).await.expect("passed over");
         assert!(f.store.owed(10).await.expect("owed").is_empty());
-        DeliveryStore::record(&f.store, "me", vec![(second[0].clone(), Verdict::Accepted { reply: "250".into() })], later).await.expect("recorded");
+        DeliveryStore::record(&f.store, "me", &[(second[0].clone(), Verdict::Accepted { reply: "250".into() })], later).await.expect("recorded");
         assert_eq!(f.store.owed(10).await.expect("owed").len(), 1);
     }
 
@@ -261,7 +264,7 @@ both_databases! {
         dispatched(&f, now).await;
         let event = SweepEvent { sequence: 5, happened_at: now, plan_id: "plan_1".into(), payload: rescued("key_2") };
         f.store.apply(vec![event], now).await.expect("applied");
-        let facts = f.store.letter(&stage()).await.expect("read").expect("facts");
+        let facts = f.store.letters(&[stage()]).await.expect("read").remove(&stage()).expect("facts");
         assert_eq!((facts.key_count, facts.as_of_sequence, facts.agency_name.as_str()), (3, 4, "Acme"));
         let mut listed = Vec::new();
         loop {
@@ -282,6 +285,6 @@ both_databases! {
         let f = fixture(&db).await;
         Migrator::down(&f.db, None).await.expect("down");
         Migrator::up(&f.db, None).await.expect("up");
-        assert_eq!(f.store.cursor().await.expect("a cursor"), 0);
+        assert_eq!(f.store.cursor().await.expect("a cursor").sequence, 0);
     }
 }

@@ -95,7 +95,8 @@ impl Dispatch {
 
     async fn one(&self, id: &StageId, now: DateTime<Utc>) -> Result<Published, DispatchError> {
         let result = match self.collect(id).await {
-            Ok(()) => self.store.publish(id, &self.owner, now).await.map_err(DispatchError::from),
+            Ok(true) => self.store.publish(id, &self.owner, now).await.map_err(DispatchError::from),
+            Ok(false) => Ok(Published::NotDue),
             Err(error) => Err(error),
         };
         match &result {
@@ -118,30 +119,33 @@ impl Dispatch {
         result
     }
 
-    /// Asks who is to be told, page by page, with no transaction open.
-    async fn collect(&self, id: &StageId) -> Result<(), DispatchError> {
+    /// Asks who is to be told, page by page, with no transaction open. Answers whether the stage is still ours.
+    async fn collect(&self, id: &StageId) -> Result<bool, DispatchError> {
         let mut locations = self.store.live_locations(id, None, LOCATIONS).await?;
         loop {
             let last = locations.last().cloned().filter(|_| locations.len() as u64 == LOCATIONS);
             match self.ask(id, locations).await {
-                Ok(()) => {}
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
                 // An agency that location-service does not know has nobody to tell.
-                Err(DispatchError::Peer(PeerError::NotFound(_))) => return Ok(()),
+                Err(DispatchError::Peer(PeerError::NotFound(_))) => return Ok(true),
                 Err(error) => return Err(error),
             }
-            let Some(last) = last else { return Ok(()) };
+            let Some(last) = last else { return Ok(true) };
             locations = self.store.live_locations(id, Some(&last), LOCATIONS).await?;
             if locations.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
 
-    async fn ask(&self, id: &StageId, locations: Vec<crate::domain::ids::LocationId>) -> Result<(), DispatchError> {
+    async fn ask(&self, id: &StageId, locations: Vec<crate::domain::ids::LocationId>) -> Result<bool, DispatchError> {
         let mut chunks = self.recipients.recipients(&id.agency_id, locations).await?;
         while let Some(chunk) = chunks.next().await {
-            self.store.collect(id, chunk?).await?;
+            if !self.store.collect(id, &self.owner, chunk?).await? {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 }

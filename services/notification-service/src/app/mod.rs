@@ -6,5 +6,6 @@ pub mod dispatch;
 pub mod error;
 pub mod letter;
 pub mod ports;
+pub mod rebuild;
 pub mod signals;
 pub mod subscribe;

@@ -1,7 +1,10 @@
 //! What the use cases need of the world. Each method of a store is one transaction.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::stream::BoxStream;
 
 use crate::domain::banner::Banner;
@@ -50,18 +53,59 @@ pub enum ApplyError {
     Storage(#[from] StorageError),
 }
 
+/// The last event applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// Its sequence; 0 before the first.
+    pub sequence: i64,
+    /// Its [`SweepEvent::mark`]; empty where it is not known.
+    pub mark: String,
+}
+
 /// The projection of key-service's plans, and the cursor it stands at.
 #[async_trait]
 pub trait ProjectionStore: Send + Sync {
-    /// The last event applied; 0 before the first.
-    async fn cursor(&self) -> Result<i64, StorageError>;
+    /// The last event applied.
+    async fn cursor(&self) -> Result<Cursor, StorageError>;
     /// Applies events in their order, with the announcements that they bring and the cursor, whole or not at all. Events at or
     /// before the cursor are passed over. Answers the new cursor.
     async fn apply(&self, events: Vec<SweepEvent>, now: DateTime<Utc>) -> Result<i64, ApplyError>;
 }
 
+/// The projection, about to be made anew. Nobody applies an event or dispatches a notice until this ends; dropped, it leaves
+/// everything as it was.
+#[async_trait]
+pub trait Rebuild: Send {
+    /// The last event applied before.
+    fn cursor(&self) -> i64;
+    /// Applies the next events. What they announced was announced when they first came.
+    async fn apply(&mut self, events: Vec<SweepEvent>) -> Result<(), ApplyError>;
+    /// Puts the new projection in the place of the old one, with the cursor at its last event.
+    async fn finish(self: Box<Self>) -> Result<Projected, StorageError>;
+}
+
+/// What a projection holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Projected {
+    /// Plans.
+    pub plans: u64,
+    /// Lots.
+    pub lots: u64,
+    /// Keys listed.
+    pub entries: u64,
+    /// The last event applied.
+    pub cursor: i64,
+}
+
+/// Where a projection can be made anew.
+#[async_trait]
+pub trait RebuildStore: Send + Sync {
+    /// Begins with an empty projection that nobody else sees.
+    async fn begin_rebuild(&self, now: DateTime<Utc>) -> Result<Box<dyn Rebuild>, StorageError>;
+}
+
 /// One stage of one lot.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StageId {
     /// The plan.
     pub plan_id: PlanId,
@@ -111,8 +155,9 @@ pub trait DispatchStore: Send + Sync {
         after: Option<&LocationId>,
         limit: u64,
     ) -> Result<Vec<LocationId>, StorageError>;
-    /// Notes some of the people to tell. They are told nothing before [`DispatchStore::publish`].
-    async fn collect(&self, id: &StageId, chunk: RecipientChunk) -> Result<(), StorageError>;
+    /// Notes some of the people to tell, if the stage is still this owner's; answers whether it is. They are told nothing before
+    /// [`DispatchStore::publish`].
+    async fn collect(&self, id: &StageId, owner: &str, chunk: RecipientChunk) -> Result<bool, StorageError>;
     /// Makes the notifications and the emails of everybody collected, at once and once.
     async fn publish(&self, id: &StageId, owner: &str, now: DateTime<Utc>) -> Result<Published, StorageError>;
     /// Gives a claimed stage back untold.
@@ -138,6 +183,10 @@ pub struct ClaimedDelivery {
     pub attempt: i32,
     /// Since when the server has put it off.
     pub deferred_since: Option<DateTime<Utc>>,
+    /// How long after the claim its turn comes under the send limits.
+    pub wait: TimeDelta,
+    /// Until when it is this owner's.
+    pub lease_until: DateTime<Utc>,
     /// When it was created: the date it bears, whenever it is sent.
     pub created_at: DateTime<Utc>,
 }
@@ -173,8 +222,9 @@ pub enum RetryError {
 /// The emails and their attempts.
 #[async_trait]
 pub trait DeliveryStore: Send + Sync {
-    /// Takes up to `limit` emails that are due, for this owner alone until `lease_until`; those whose lease ran out are taken
-    /// again, those with nothing left to tell are cancelled.
+    /// Takes up to `limit` emails that are due, as many as the send limits allow, for this owner alone until `lease_until`.
+    /// Those whose lease ran out are taken again first; then every agency's first email, every agency's second, and so on.
+    /// Those with nothing left to tell are cancelled.
     async fn claim(
         &self,
         owner: &str,
@@ -187,11 +237,17 @@ pub trait DeliveryStore: Send + Sync {
     async fn record(
         &self,
         owner: &str,
-        verdicts: Vec<(ClaimedDelivery, Verdict)>,
+        verdicts: &[(ClaimedDelivery, Verdict)],
         now: DateTime<Utc>,
     ) -> Result<(), StorageError>;
-    /// What the letter of a stage says, as it was when the stage was dispatched.
-    async fn letter(&self, id: &StageId) -> Result<Option<LetterFacts>, StorageError>;
+    /// What the letters of these stages say, as it was when they were dispatched; a stage that was not is left out.
+    async fn letters(&self, ids: &[StageId]) -> Result<HashMap<StageId, LetterFacts>, StorageError>;
+    /// All keys of the letters of these stages, which are short, each list in the order of (location, key), the agency's own
+    /// first.
+    async fn short_letters(
+        &self,
+        letters: &[(StageId, i64)],
+    ) -> Result<HashMap<StageId, Vec<LetterEntry>>, StorageError>;
     /// The keys of a letter in the order of (location, key), the agency's own first, after `after`.
     async fn letter_entries(
         &self,
@@ -200,12 +256,13 @@ pub trait DeliveryStore: Send + Sync {
         after: Option<&LetterEntry>,
         limit: u64,
     ) -> Result<Vec<LetterEntry>, StorageError>;
-    /// One page of deliveries in the order of their ids, and whether there are more.
+    /// One page of deliveries as of `now` in the order of their ids, and whether there are more.
     async fn list(
         &self,
         filter: &DeliveryFilter,
         after: Option<&str>,
         limit: u32,
+        now: DateTime<Utc>,
     ) -> Result<(Vec<Delivery>, bool), StorageError>;
     /// Has a delivery sent again at once, its attempts counted anew.
     async fn retry(&self, id: &DeliveryId, request_id: &str, now: DateTime<Utc>) -> Result<Delivery, RetryError>;
@@ -356,6 +413,9 @@ pub enum PeerError {
     /// It does not know what was asked for.
     #[error("{0}")]
     NotFound(String),
+    /// Its history ends before the event asked for.
+    #[error("{0}")]
+    CursorAhead(String),
     /// It refuses, or answers what it must not. Asking again as it stands is futile.
     #[error("{0}")]
     Refused(String),
@@ -410,6 +470,8 @@ pub struct Mail {
 /// Sends mail.
 #[async_trait]
 pub trait MailTransport: Send + Sync {
-    /// Makes one attempt, within the transport's own time limit.
+    /// Makes one attempt, within [`MailTransport::longest`].
     async fn send(&self, mail: Mail) -> Outcome;
+    /// The longest that an attempt may take.
+    fn longest(&self) -> Duration;
 }

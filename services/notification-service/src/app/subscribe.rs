@@ -22,6 +22,37 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// A peer that comes back is found within this time.
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
+/// What keeps events from being applied until somebody sees to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscriptionFault {
+    /// key-service's history ends before the cursor.
+    CursorAhead,
+    /// key-service has another event at the cursor than the one that was applied.
+    OtherHistory,
+    /// An event is missing after the cursor.
+    EventGap,
+    /// An event does not fit the projection.
+    EventUnfit,
+    /// key-service refuses the subscription, or sends what cannot be read.
+    Refused,
+}
+
+impl SubscriptionFault {
+    /// All faults.
+    pub const ALL: [Self; 5] = [Self::CursorAhead, Self::OtherHistory, Self::EventGap, Self::EventUnfit, Self::Refused];
+
+    /// The name, as in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CursorAhead => "cursor_ahead",
+            Self::OtherHistory => "other_history",
+            Self::EventGap => "event_gap",
+            Self::EventUnfit => "event_unfit",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// What is known of the subscription since the process started.
 #[derive(Clone, Debug, Default)]
 pub struct SubscriptionStatus {
@@ -33,6 +64,8 @@ pub struct SubscriptionStatus {
     pub head_sequence: i64,
     /// Why the stream last broke.
     pub last_error: String,
+    /// What keeps events from being applied and does not heal by itself.
+    pub fault: Option<SubscriptionFault>,
     heard_at: Option<Instant>,
     caught_up_at: Option<Instant>,
 }
@@ -73,6 +106,14 @@ enum Broken {
     Apply(#[from] ApplyError),
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error(
+        "key-service's history ends at event {head}, before the cursor {cursor}: it was restored from an older copy, or is another database"
+    )]
+    Ahead { head: i64, cursor: i64 },
+    #[error(
+        "key-service has another event {0} than the one applied here: its history was replaced, or is another database's"
+    )]
+    OtherHistory(i64),
     #[error("nothing was heard for {} s", SILENCE.as_secs())]
     Silent,
     #[error("the stream was closed")]
@@ -80,16 +121,19 @@ enum Broken {
 }
 
 impl Broken {
-    /// Whether somebody should look: what does not heal by itself.
-    fn is_loud(&self) -> bool {
+    /// What does not heal by itself.
+    fn fault(&self) -> Option<SubscriptionFault> {
         match self {
-            Self::Peer(PeerError::Refused(_) | PeerError::NotFound(_))
-            | Self::Apply(ApplyError::Gap { .. } | ApplyError::Unfit { .. }) => true,
+            Self::Ahead { .. } | Self::Peer(PeerError::CursorAhead(_)) => Some(SubscriptionFault::CursorAhead),
+            Self::OtherHistory(_) => Some(SubscriptionFault::OtherHistory),
+            Self::Apply(ApplyError::Gap { .. }) => Some(SubscriptionFault::EventGap),
+            Self::Apply(ApplyError::Unfit { .. }) => Some(SubscriptionFault::EventUnfit),
+            Self::Peer(PeerError::Refused(_) | PeerError::NotFound(_)) => Some(SubscriptionFault::Refused),
             Self::Peer(PeerError::Unavailable(_))
             | Self::Apply(ApplyError::Storage(_))
             | Self::Storage(_)
             | Self::Silent
-            | Self::Closed => false,
+            | Self::Closed => None,
         }
     }
 }
@@ -127,7 +171,10 @@ impl Subscriber {
             if heard {
                 delays = policy.build();
             }
-            let delay = delays.next().unwrap_or(LAST_RETRY).min(LAST_RETRY);
+            let mut delay = delays.next().unwrap_or(LAST_RETRY).min(LAST_RETRY);
+            if broken.fault().is_some() {
+                delay = LAST_RETRY;
+            }
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(delay) => {}
@@ -144,24 +191,38 @@ impl Subscriber {
     }
 
     async fn try_follow(&self, heard: &mut bool) -> Result<std::convert::Infallible, Broken> {
-        let mut cursor = self.store.cursor().await?;
+        let known = self.store.cursor().await?;
+        // From the event at the cursor on, where it is known: it must be the one that was applied.
+        let after = if known.mark.is_empty() { known.sequence } else { known.sequence - 1 };
         let stream =
-            tokio::time::timeout(SILENCE, self.source.subscribe(cursor)).await.map_err(|_| Broken::Silent)??;
+            tokio::time::timeout(SILENCE, self.source.subscribe(after)).await.map_err(|_| Broken::Silent)??;
         self.status.update(|s| s.connected_at = Some(self.clock.now()));
-        tracing::info!(after_sequence = cursor, "subscribed to sweep plans");
+        tracing::info!(after_sequence = known.sequence, "subscribed to sweep plans");
+        let mut cursor = known.sequence;
         let mut batches = stream.ready_chunks(BATCH);
         loop {
             let batch = tokio::time::timeout(SILENCE, batches.next())
                 .await
                 .map_err(|_| Broken::Silent)?
                 .ok_or(Broken::Closed)?;
-            *heard = true;
-            let (events, head, broken) = self.sort(batch);
+            let (mut events, head, broken) = self.sort(batch);
+            if let Some(head) = head.filter(|head| *head < known.sequence) {
+                return Err(Broken::Ahead { head, cursor: known.sequence });
+            }
+            if events.first().is_some_and(|event| event.sequence == known.sequence) {
+                let event = events.remove(0);
+                if event.mark() != known.mark {
+                    return Err(Broken::OtherHistory(event.sequence));
+                }
+            }
             if !events.is_empty() {
                 cursor = self.store.apply(events, self.clock.now()).await?;
                 self.signals.projection_changed();
             }
-            self.note_progress(cursor, head);
+            if head.is_some() {
+                *heard = true;
+                self.note_progress(cursor, head);
+            }
             if let Some(error) = broken {
                 return Err(error.into());
             }
@@ -200,7 +261,10 @@ impl Subscriber {
     fn note_progress(&self, cursor: i64, head: Option<i64>) {
         if let Some(head) = head {
             if cursor >= head {
-                self.status.update(|s| s.caught_up_at = Some(Instant::now()));
+                self.status.update(|s| {
+                    s.caught_up_at = Some(Instant::now());
+                    s.fault = None;
+                });
             }
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             metrics::gauge!("keysweep_subscription_lag_events").set((head - cursor).max(0) as f64);
@@ -208,16 +272,29 @@ impl Subscriber {
     }
 
     fn note_break(&self, broken: &Broken) {
-        let text = broken.to_string();
+        let (text, fault) = (broken.to_string(), broken.fault());
         metrics::counter!("keysweep_subscription_breaks_total").increment(1);
-        if broken.is_loud() {
-            tracing::error!(error = text, "the subscription to sweep plans is broken; it is resumed from the cursor");
-        } else {
-            tracing::warn!(error = text, "the subscription to sweep plans broke; it is resumed from the cursor");
+        let known = self.status.get();
+        match fault {
+            Some(fault) if known.fault == Some(fault) && known.last_error == text => {
+                tracing::debug!(error = text, "the subscription to sweep plans is still broken");
+            }
+            Some(fault) => {
+                tracing::error!(
+                    error = text,
+                    fault = fault.name(),
+                    "the subscription to sweep plans is broken and needs somebody to look; it is tried again from the cursor"
+                );
+            }
+            None => {
+                tracing::warn!(error = text, "the subscription to sweep plans broke; it is resumed from the cursor");
+            }
         }
         self.status.update(|s| {
             s.connected_at = None;
             s.last_error = text;
+            // A peer that is away for a moment does not make a fault undone.
+            s.fault = fault.or(s.fault);
         });
     }
 }

@@ -8,9 +8,11 @@ mod plans;
 pub use people::People;
 pub use plans::Plans;
 
+use keysweep_proto::error::v1::ErrorReason;
 use service_kit::actor::{Actor, METADATA_KEY};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 use crate::app::ports::PeerError;
 
@@ -30,6 +32,11 @@ fn request<T>(message: T) -> tonic::Request<T> {
 impl From<Status> for PeerError {
     fn from(status: Status) -> Self {
         let text = format!("{:?}: {}", status.code(), status.message());
+        let details = status.get_error_details();
+        let reason = details.error_info().map_or("", |info| info.reason.as_str());
+        if format!("ERROR_REASON_{reason}") == ErrorReason::CursorAhead.as_str_name() {
+            return Self::CursorAhead(text);
+        }
         match status.code() {
             Code::NotFound => Self::NotFound(text),
             Code::InvalidArgument

@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::ids::{AgencyId, DeliveryId, PlanId, UserId};
+use super::limits::Deferral;
 use super::stage::Stage;
 
 /// The life of an email.
@@ -95,8 +96,12 @@ pub struct Delivery {
     pub created_at: DateTime<Utc>,
     /// When the last attempt began.
     pub attempted_at: Option<DateTime<Utc>>,
+    /// Attempts of which nobody can say whether the server took the message, since it was created.
+    pub in_doubt: i32,
     /// When the next attempt is due.
     pub next_attempt_at: Option<DateTime<Utc>>,
+    /// What puts off an attempt that is due.
+    pub deferral: Option<Deferral>,
     /// When it was settled.
     pub settled_at: Option<DateTime<Utc>>,
     /// Where the receipt of its stage stands.
@@ -118,6 +123,19 @@ pub enum Outcome {
     Unavailable(String),
     /// The connection broke after the message was handed over: it may or may not have been taken.
     InDoubt(String),
+    /// No attempt was begun.
+    Untried,
+}
+
+/// How far an attempt that is to be repeated came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contact {
+    /// No server looked at the message.
+    None,
+    /// The server put the message off.
+    Answered,
+    /// The server may have taken the message.
+    InDoubt,
 }
 
 /// What to record of an attempt.
@@ -139,9 +157,13 @@ pub enum Verdict {
         at: DateTime<Utc>,
         /// Since when the server has put this message off; `None` while it has not.
         deferred_since: Option<DateTime<Utc>>,
+        /// How far the attempt came.
+        contact: Contact,
         /// The server's answer, or what kept it from answering.
         reply: String,
     },
+    /// Not attempted after all: its lease would not have lasted, or the process stops. Counts for nothing.
+    Untried,
 }
 
 /// For how long a server may put one message off before it counts as undeliverable.
@@ -174,17 +196,28 @@ pub fn judge(
     match outcome {
         Outcome::Accepted(reply) => Verdict::Accepted { reply },
         Outcome::Refused(reply) => Verdict::Failed { reply },
-        Outcome::Unavailable(reply) => Verdict::Retry { at, deferred_since, reply },
-        Outcome::Deferred(reply) | Outcome::InDoubt(reply) => {
-            let since = deferred_since.unwrap_or(now);
-            if now - since >= PATIENCE {
-                let hours = (now - since).num_hours();
-                Verdict::Failed { reply: format!("gave up after {attempt} attempts in {hours} h: {reply}") }
-            } else {
-                Verdict::Retry { at, deferred_since: Some(since), reply }
-            }
-        }
+        Outcome::Unavailable(reply) => Verdict::Retry { at, deferred_since, contact: Contact::None, reply },
+        Outcome::Deferred(reply) => put_off(at, attempt, deferred_since, now, Contact::Answered, reply),
+        Outcome::InDoubt(reply) => put_off(at, attempt, deferred_since, now, Contact::InDoubt, reply),
+        Outcome::Untried => Verdict::Untried,
     }
+}
+
+/// Tries again while there is patience left.
+fn put_off(
+    at: DateTime<Utc>,
+    attempt: i32,
+    deferred_since: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+    contact: Contact,
+    reply: String,
+) -> Verdict {
+    let since = deferred_since.unwrap_or(now);
+    if now - since >= PATIENCE {
+        let hours = (now - since).num_hours();
+        return Verdict::Failed { reply: format!("gave up after {attempt} attempts in {hours} h: {reply}") };
+    }
+    Verdict::Retry { at, deferred_since: Some(since), contact, reply }
 }
 
 #[cfg(test)]

@@ -18,6 +18,26 @@ pub struct SweepEvent {
     pub payload: Payload,
 }
 
+impl SweepEvent {
+    /// What tells this event from one of another history in the same place. Kept in the database: its words must not change.
+    pub fn mark(&self) -> String {
+        let kind = match self.payload {
+            Payload::PlanPublished { .. } => "plan_published",
+            Payload::PlanEntries(_) => "plan_entries",
+            Payload::PlanSealed { .. } => "plan_sealed",
+            Payload::EntryRescued { .. } => "entry_rescued",
+            Payload::LotRescheduled { .. } => "lot_rescheduled",
+            Payload::LotHeld { .. } => "lot_held",
+            Payload::LotReleased { .. } => "lot_released",
+            Payload::LotExecuted { .. } => "lot_executed",
+            Payload::LotDeferred { .. } => "lot_deferred",
+            Payload::PlanCompleted => "plan_completed",
+            Payload::PlanCancelled { .. } => "plan_cancelled",
+        };
+        format!("{} {} {kind}", self.plan_id, self.happened_at.timestamp_micros())
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {

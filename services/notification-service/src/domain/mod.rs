@@ -4,6 +4,7 @@ pub mod banner;
 pub mod delivery;
 pub mod event;
 pub mod ids;
+pub mod limits;
 pub mod notification;
 pub mod plan;
 pub mod recipient;

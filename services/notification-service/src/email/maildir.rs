@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::fs;
@@ -9,6 +10,9 @@ use tokio::io::AsyncWriteExt;
 
 use crate::app::ports::{Mail, MailTransport};
 use crate::domain::delivery::Outcome;
+
+/// A disk that takes longer for one file is broken; the file may then be written twice, under the same name.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// A maildir: messages are written in `tmp` and appear whole in `new`.
 #[derive(Debug)]
@@ -46,6 +50,10 @@ impl MailTransport for Maildir {
             Ok(path) => Outcome::Accepted(format!("stored as {}", path.display())),
             Err(error) => Outcome::Unavailable(format!("cannot store mail in {}: {error}", self.path.display())),
         }
+    }
+
+    fn longest(&self) -> Duration {
+        LONGEST
     }
 }
 

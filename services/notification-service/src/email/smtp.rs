@@ -12,6 +12,7 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt, Rset};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
 use lettre::transport::smtp::{Error, response::Response};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::app::ports::{Mail, MailTransport};
@@ -58,7 +59,9 @@ impl std::fmt::Debug for SmtpOptions {
 /// Servers close idle connections after minutes; one that rested longer than this is not used again.
 const REST: Duration = Duration::from_secs(20);
 /// Connections kept for the next message.
-const KEPT: usize = 16;
+const KEPT: usize = 64;
+/// A message is handed over in pieces of this size, so that it need not be copied whole.
+const PIECE: usize = 64 * 1024;
 
 /// Sends over SMTP, keeping connections for the next message.
 pub struct SmtpTransport {
@@ -77,12 +80,20 @@ impl std::fmt::Debug for SmtpTransport {
 
 /// Why an attempt ended early.
 enum Stop {
+    /// The server cannot be reached.
+    Network(std::io::Error),
     /// About us or the server.
     Server(Error),
     /// About the recipient or the message.
     Message(Error),
     /// The recipient cannot be written to by this server.
     Recipient(String),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Server(error)
+    }
 }
 
 impl SmtpTransport {
@@ -99,11 +110,20 @@ impl SmtpTransport {
         Ok(Self { options, tls, credentials, hello: ClientId::default(), resting: Mutex::new(Vec::new()) })
     }
 
-    async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
+    async fn connect(&self) -> Result<AsyncSmtpConnection, Stop> {
         let at = (self.options.host.as_str(), self.options.port);
-        let implicit = self.tls.clone().filter(|_| self.options.tls == Tls::Implicit);
-        let mut connection =
-            AsyncSmtpConnection::connect_tokio1(at, Some(self.options.timeout), &self.hello, implicit, None).await?;
+        let mut connection = match self.tls.clone().filter(|_| self.options.tls == Tls::Implicit) {
+            Some(tls) => {
+                let timeout = Some(self.options.timeout);
+                AsyncSmtpConnection::connect_tokio1(at, timeout, &self.hello, Some(tls), None).await?
+            }
+            None => {
+                let stream = TcpStream::connect(at).await.map_err(Stop::Network)?;
+                // The end of a message is a packet of its own, which must not wait for the one before to be confirmed.
+                stream.set_nodelay(true).map_err(Stop::Network)?;
+                AsyncSmtpConnection::connect_with_transport(Box::new(stream), &self.hello).await?
+            }
+        };
         if let Some(tls) = self.tls.clone().filter(|_| self.options.tls == Tls::StartTls) {
             connection.starttls(tls, &self.hello).await?;
         }
@@ -127,7 +147,7 @@ impl SmtpTransport {
     }
 
     /// A connection on which MAIL was answered well: a rested one if it still lives, else a new one.
-    async fn open(&self, parameters: Vec<MailParameter>) -> Result<AsyncSmtpConnection, Error> {
+    async fn open(&self, parameters: Vec<MailParameter>) -> Result<AsyncSmtpConnection, Stop> {
         let from = || MailFrom::new(Some(self.options.from.clone()), parameters.clone());
         if let Some(mut rested) = self.rested()
             && rested.command(from()).await.is_ok()
@@ -143,7 +163,7 @@ impl SmtpTransport {
     async fn attempt(&self, to: Address, content: &[u8], handed_over: &mut bool) -> Result<Response, Stop> {
         let international = !AsRef::<str>::as_ref(&to).is_ascii();
         let parameters = if international { vec![MailParameter::SmtpUtfEight] } else { Vec::new() };
-        let mut connection = self.open(parameters).await.map_err(Stop::Server)?;
+        let mut connection = self.open(parameters).await?;
         if international && !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
             return Err(Stop::Recipient(
                 "the mail server cannot write to an address outside of ASCII (no SMTPUTF8)".to_owned(),
@@ -160,15 +180,30 @@ impl SmtpTransport {
             }
             return Err(Stop::Message(error));
         }
-        *handed_over = true;
-        match connection.message(content).await {
+        // Without its end a message counts for nothing; from there on the server may take it.
+        let end = std::iter::from_fn(|| {
+            *handed_over = true;
+            None
+        });
+        match connection.message_iter(content.chunks(PIECE).chain(end)).await {
             Ok(response) => {
                 self.rest(connection);
                 Ok(response)
             }
-            Err(error) => Err(Stop::Message(error)),
+            Err(error) => {
+                // An answer ends the transaction: the connection is good for others.
+                if error.status().is_some() && !is_closing(&error) {
+                    self.rest(connection);
+                }
+                Err(Stop::Message(error))
+            }
         }
     }
+}
+
+/// The server says that it closes the connection.
+fn is_closing(error: &Error) -> bool {
+    error.status().is_some_and(|code| code.to_string() == "421")
 }
 
 #[async_trait]
@@ -182,6 +217,7 @@ impl MailTransport for SmtpTransport {
         let ended = tokio::time::timeout(self.options.timeout, self.attempt(to, &mail.content, &mut handed_over)).await;
         match ended {
             Ok(Ok(response)) => Outcome::Accepted(reply(&response)),
+            Ok(Err(Stop::Network(error))) => Outcome::Unavailable(format!("cannot connect: {error}")),
             Ok(Err(Stop::Server(error))) => Outcome::Unavailable(error.to_string()),
             Ok(Err(Stop::Recipient(text))) => Outcome::Refused(text),
             Ok(Err(Stop::Message(error))) => judge(&error, handed_over),
@@ -190,6 +226,10 @@ impl MailTransport for SmtpTransport {
             }
             Err(_) => Outcome::Unavailable(format!("no answer within {} s", self.options.timeout.as_secs())),
         }
+    }
+
+    fn longest(&self) -> Duration {
+        self.options.timeout
     }
 }
 

@@ -6,10 +6,11 @@ use keysweep_proto::notification::v1 as proto;
 use service_kit::time::{duration_to_proto, to_proto};
 
 use crate::app::ports::Owed;
-use crate::app::subscribe::SubscriptionStatus;
+use crate::app::subscribe::{SubscriptionFault, SubscriptionStatus};
 use crate::clients::NAME;
 use crate::domain::banner::Banner;
 use crate::domain::delivery::{Delivery, DeliveryState, ReceiptState};
+use crate::domain::limits::SendLimit;
 use crate::domain::notification::{Kind, Notification, NotificationKey, days_left};
 use crate::domain::plan::Owner;
 use crate::domain::stage::Stage;
@@ -128,11 +129,26 @@ pub(super) fn delivery(it: Delivery) -> proto::Delivery {
         settle_time: it.settled_at.map(to_proto),
         receipt_state: receipt.into(),
         receipt_detail: it.receipt_detail,
+        in_doubt_count: it.in_doubt,
+        send_limit: match it.deferral.map(|deferral| deferral.limit) {
+            None => proto::SendLimit::Unspecified,
+            Some(SendLimit::PerSecond) => proto::SendLimit::PerSecond,
+            Some(SendLimit::PerDay) => proto::SendLimit::PerDay,
+        }
+        .into(),
     }
 }
 
 pub(super) fn subscription(status: SubscriptionStatus, applied_sequence: i64, owed: Owed) -> proto::Subscription {
     let lag = status.lag(applied_sequence).map(|lag| TimeDelta::from_std(lag).unwrap_or(TimeDelta::MAX));
+    let fault = match status.fault {
+        None => proto::SubscriptionFault::Unspecified,
+        Some(SubscriptionFault::CursorAhead) => proto::SubscriptionFault::CursorAhead,
+        Some(SubscriptionFault::OtherHistory) => proto::SubscriptionFault::OtherHistory,
+        Some(SubscriptionFault::EventGap) => proto::SubscriptionFault::EventGap,
+        Some(SubscriptionFault::EventUnfit) => proto::SubscriptionFault::EventUnfit,
+        Some(SubscriptionFault::Refused) => proto::SubscriptionFault::Refused,
+    };
     proto::Subscription {
         subscriber: NAME.to_owned(),
         connected: status.is_connected(),
@@ -146,5 +162,6 @@ pub(super) fn subscription(status: SubscriptionStatus, applied_sequence: i64, ow
         receipts_owed: owed.receipts_owed,
         receipts_refused: owed.receipts_refused,
         deliveries_unsettled: owed.deliveries_unsettled,
+        fault: fault.into(),
     }
 }

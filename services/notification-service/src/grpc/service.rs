@@ -194,8 +194,11 @@ impl NotificationService for NotificationApi {
             agency_id: Some(asked.agency_id).filter(|id| !id.is_empty()).map(Into::into),
             state,
         };
-        let (found, more) =
-            self.deliveries.list(&filter, page.cursor.as_deref(), page.size).await.map_err(CallError::from)?;
+        let (found, more) = self
+            .deliveries
+            .list(&filter, page.cursor.as_deref(), page.size, self.clock.now())
+            .await
+            .map_err(CallError::from)?;
         let last = found.last().filter(|_| more);
         let next_page_token = last.map_or(String::new(), |last| page::encode(last.id.as_str(), &names));
         Ok(Response::new(ListDeliveriesResponse {
@@ -223,7 +226,7 @@ impl NotificationService for NotificationApi {
 
     async fn get_subscription(&self, _: Request<GetSubscriptionRequest>) -> Result<Response<Subscription>, Status> {
         let owed = self.receipts.count().await.map_err(CallError::from)?;
-        let applied = self.projection.cursor().await.map_err(CallError::from)?;
+        let applied = self.projection.cursor().await.map_err(CallError::from)?.sequence;
         Ok(Response::new(convert::subscription(self.status.get(), applied, owed)))
     }
 }

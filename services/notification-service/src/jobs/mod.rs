@@ -65,7 +65,7 @@ impl Reconciler for DispatchJob {
 }
 
 pub(crate) struct DeliverJob {
-    pub(crate) deliver: Deliver,
+    pub(crate) deliver: Arc<Deliver>,
     pub(crate) acknowledge: Next,
 }
 

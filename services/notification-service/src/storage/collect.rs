@@ -1,13 +1,15 @@
 //! Which stages are due, and the people collected for them.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use sea_orm::prelude::*;
-use sea_orm::sea_query::{Cond, ExprTrait, Order, Query};
-use sea_orm::{ActiveValue::Set, Condition, ConnectionTrait, DatabaseTransaction, DbErr};
+use sea_orm::sea_query::{Cond, ExprTrait, LockBehavior, LockType, Order, Query};
+use sea_orm::{ActiveValue::Set, Condition, ConnectionTrait, DatabaseTransaction, DbErr, QueryOrder};
 use service_kit::time::to_micros;
 
 use super::entities::{location_names, lots, notice_scopes, plans, stage_recipients, stages};
-use super::stages::StageState;
+use super::stages::{StageState, around, key_of_row};
 use crate::app::ports::{StageId, StorageError};
 use crate::domain::ids::LocationId;
 use crate::domain::plan::{HoldReason, LotState, PlanState};
@@ -17,11 +19,12 @@ pub(super) fn lease_is_over(now: DateTime<Utc>) -> Condition {
 }
 
 /// Stages that are due, of lots that can be told: no operator holds them, and everything that their last receipt brought about is
-/// known.
+/// known. Within a transaction that claims them, those that another one is claiming are passed over.
 pub(super) async fn due(
     db: &impl ConnectionTrait,
     now: DateTime<Utc>,
     limit: u64,
+    claiming: bool,
 ) -> Result<Vec<stages::Model>, StorageError> {
     let stage = |column: stages::Column| Expr::col((stages::Entity, column));
     let lot = |column: lots::Column| Expr::col((lots::Entity, column));
@@ -70,13 +73,18 @@ pub(super) async fn due(
         .cond_where(free)
         .order_by((stages::Entity, stages::Column::DueAt), Order::Asc)
         .limit(limit);
-    let keys = db.query_all(&select).await?;
-    let mut rows = Vec::with_capacity(keys.len());
-    for key in &keys {
-        let id: (String, String, i16) =
-            (key.try_get("", "plan_id")?, key.try_get("", "agency_id")?, key.try_get("", "stage")?);
-        rows.extend(stages::Entity::find_by_id(id).one(db).await?);
+    if claiming {
+        select.lock_with_tables_behavior(LockType::Update, [stages::Entity], LockBehavior::SkipLocked);
     }
+    let mut keys = BTreeSet::new();
+    for row in db.query_all(&select).await? {
+        keys.insert((row.try_get("", "plan_id")?, row.try_get("", "agency_id")?, row.try_get("", "stage")?));
+    }
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut rows = around(&keys).order_by_asc(stages::Column::DueAt).all(db).await?;
+    rows.retain(|row| keys.contains(&key_of_row(row)));
     Ok(rows)
 }
 

@@ -1,27 +1,23 @@
 //! The emails and their attempts.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sea_orm::prelude::*;
-use sea_orm::{Condition, ConnectionTrait, DatabaseTransaction, QueryOrder, QuerySelect};
+use sea_orm::{ConnectionTrait, QueryOrder, QuerySelect};
 use service_kit::idempotency::{self, Recall, RequestKey};
-use service_kit::time::{from_micros, to_micros};
+use service_kit::time::from_micros;
 
 use super::dispatch::restart;
-use super::entities::{deliveries, lots, stages};
-use super::stages::{StageState, is, lock, settle, stage_of};
-use super::{Store, corrupt};
+use super::entities::{deliveries, stages};
+use super::stages::{StageState, around, key_of_row, lock, stage_of};
+use super::{Store, corrupt, limits};
 use crate::app::letter::{LetterEntry, LetterFacts};
 use crate::app::ports::{ClaimedDelivery, DeliveryFilter, DeliveryStore, RetryError, StageId, StorageError};
 use crate::domain::delivery::{Delivery, DeliveryState, ReceiptState, Verdict};
 use crate::domain::ids::DeliveryId;
-use crate::domain::plan::LotState;
-use crate::domain::text::shortened;
-
-/// A server's last answer is kept up to this length.
-const REPLY_CHARS: usize = 1_000;
+use crate::domain::limits::Deferral;
 
 #[async_trait]
 impl DeliveryStore for Store {
@@ -32,67 +28,27 @@ impl DeliveryStore for Store {
         lease_until: DateTime<Utc>,
         limit: u64,
     ) -> Result<Vec<ClaimedDelivery>, StorageError> {
-        // Mostly there is nothing to claim: that is found out without taking the write lock.
-        let due = deliveries::Entity::find()
-            .filter(due(now))
-            .order_by_asc(deliveries::Column::NextAttemptAt)
-            .limit(limit)
-            .all(&self.db)
-            .await?;
-        if due.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (mut claimed, mut pointless) = (Vec::new(), BTreeMap::<(String, String, i16), Vec<String>>::new());
-        let tx = self.begin().await?;
-        for row in due {
-            let lot = lots::Entity::find_by_id((row.plan_id.clone(), row.agency_id.clone()))
-                .one(&tx)
-                .await?
-                .ok_or_else(|| corrupt("lot"))?;
-            let state = LotState::from_code(lot.state).ok_or_else(|| corrupt("lot state"))?;
-            if !state.is_live() || lot.live_count == 0 {
-                pointless.entry((row.plan_id, row.agency_id, row.stage)).or_default().push(row.delivery_id);
-            } else if take(&tx, &row, owner, now, lease_until).await? {
-                claimed.push(claimed_of(row)?);
-            }
-        }
-        tx.commit().await?;
-        for ((plan_id, agency_id, stage), ids) in pointless {
-            let id = StageId { plan_id: plan_id.into(), agency_id: agency_id.into(), stage: stage_of(stage)? };
-            self.cancel(&id, ids, now).await?;
-        }
-        Ok(claimed)
+        self.claim_deliveries(owner, now, lease_until, limit).await
     }
 
     async fn record(
         &self,
         owner: &str,
-        verdicts: Vec<(ClaimedDelivery, Verdict)>,
+        verdicts: &[(ClaimedDelivery, Verdict)],
         now: DateTime<Utc>,
     ) -> Result<(), StorageError> {
-        let mut by_stage: BTreeMap<(String, String, i16), Vec<(ClaimedDelivery, Verdict)>> = BTreeMap::new();
-        for one in verdicts {
-            let id = &one.0.stage;
-            by_stage
-                .entry((id.plan_id.as_str().to_owned(), id.agency_id.as_str().to_owned(), id.stage.code()))
-                .or_default()
-                .push(one);
-        }
-        let tx = self.begin().await?;
-        for group in by_stage.into_values() {
-            let Some((first, _)) = group.first() else { continue };
-            let Some(stage) = lock(&tx, &first.stage).await? else { return Err(corrupt("stage")) };
-            for (delivery, verdict) in group {
-                record_one(&tx, owner, &delivery, verdict, now).await?;
-            }
-            settle(&tx, stage, now).await?;
-        }
-        tx.commit().await?;
-        Ok(())
+        self.record_verdicts(owner, verdicts, now).await
     }
 
-    async fn letter(&self, id: &StageId) -> Result<Option<LetterFacts>, StorageError> {
-        self.letter_facts(id).await
+    async fn letters(&self, ids: &[StageId]) -> Result<HashMap<StageId, LetterFacts>, StorageError> {
+        self.letter_facts(ids).await
+    }
+
+    async fn short_letters(
+        &self,
+        letters: &[(StageId, i64)],
+    ) -> Result<HashMap<StageId, Vec<LetterEntry>>, StorageError> {
+        self.short_letter_entries(letters).await
     }
 
     async fn letter_entries(
@@ -110,6 +66,7 @@ impl DeliveryStore for Store {
         filter: &DeliveryFilter,
         after: Option<&str>,
         limit: u32,
+        now: DateTime<Utc>,
     ) -> Result<(Vec<Delivery>, bool), StorageError> {
         let mut query =
             deliveries::Entity::find().order_by_asc(deliveries::Column::DeliveryId).limit(u64::from(limit) + 1);
@@ -128,11 +85,7 @@ impl DeliveryStore for Store {
         let mut rows = query.all(&self.db).await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
-        let mut listed = Vec::with_capacity(rows.len());
-        for row in rows {
-            listed.push(with_receipt(&self.db, row).await?);
-        }
-        Ok((listed, more))
+        Ok((self.with_receipts(&self.db, rows, now).await?, more))
     }
 
     async fn retry(&self, id: &DeliveryId, request_id: &str, now: DateTime<Utc>) -> Result<Delivery, RetryError> {
@@ -173,21 +126,32 @@ impl Retry {
 }
 
 impl Store {
-    async fn cancel(&self, id: &StageId, delivery_ids: Vec<String>, now: DateTime<Utc>) -> Result<(), StorageError> {
-        let tx = self.begin().await?;
-        let Some(stage) = lock(&tx, id).await? else { return Err(corrupt("stage")) };
-        deliveries::Entity::update_many()
-            .col_expr(deliveries::Column::State, Expr::value(DeliveryState::Cancelled.code()))
-            .col_expr(deliveries::Column::SettledAt, Expr::value(to_micros(now)))
-            .col_expr(deliveries::Column::LeaseOwner, Expr::value(None::<String>))
-            .col_expr(deliveries::Column::LeaseUntil, Expr::value(None::<i64>))
-            .filter(deliveries::Column::DeliveryId.is_in(delivery_ids))
-            .filter(due(now))
-            .exec(&tx)
-            .await?;
-        settle(&tx, stage, now).await?;
-        tx.commit().await?;
-        Ok(())
+    async fn with_receipts(
+        &self,
+        db: &impl ConnectionTrait,
+        rows: Vec<deliveries::Model>,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Delivery>, StorageError> {
+        let deferral = if self.limits.is_none() { None } else { self.limits.deferral(&limits::read(db).await?, now) };
+        let key_of = |row: &deliveries::Model| (row.plan_id.clone(), row.agency_id.clone(), row.stage);
+        let found = around(&rows.iter().map(key_of).collect()).all(db).await?;
+        let stages: HashMap<_, _> = found.into_iter().map(|stage| (key_of_row(&stage), stage)).collect();
+        rows.into_iter()
+            .map(|row| {
+                let stage = stages.get(&key_of(&row)).ok_or_else(|| corrupt("stage"))?;
+                delivery_of(row, stage, deferral, now)
+            })
+            .collect()
+    }
+
+    async fn with_receipt(
+        &self,
+        db: &impl ConnectionTrait,
+        row: deliveries::Model,
+        now: DateTime<Utc>,
+    ) -> Result<Delivery, Retry> {
+        let mut one = self.with_receipts(db, vec![row], now).await?;
+        one.pop().ok_or_else(|| Retry::from(corrupt("stage")))
     }
 
     async fn try_retry(&self, id: &DeliveryId, request_id: &str, now: DateTime<Utc>) -> Result<Delivery, Retry> {
@@ -203,7 +167,7 @@ impl Store {
         let Some(row) = find().one(&tx).await? else { return Err(Retry::Port(RetryError::NotFound)) };
         match known {
             Recall::Reused => return Err(Retry::Port(RetryError::Reused)),
-            Recall::Replay { .. } => return Ok(with_receipt(&tx, row).await?),
+            Recall::Replay { .. } => return self.with_receipt(&tx, row, now).await,
             Recall::New => {}
         }
         // The stage before the delivery, as everywhere; then the delivery again, as it is under the lock.
@@ -221,119 +185,42 @@ impl Store {
         if !request_id.is_empty() {
             idempotency::record(&tx, &key, id.as_str(), None, now).await?;
         }
-        let delivery = with_receipt(&tx, row).await?;
+        let delivery = self.with_receipt(&tx, row, now).await?;
         tx.commit().await?;
         Ok(delivery)
     }
-}
-
-/// Waits and its time has come, or was left behind in an attempt that ended without a word.
-fn due(now: DateTime<Utc>) -> Condition {
-    let now = to_micros(now);
-    Condition::any()
-        .add(
-            Condition::all()
-                .add(deliveries::Column::State.eq(DeliveryState::Pending.code()))
-                .add(deliveries::Column::NextAttemptAt.lte(now)),
-        )
-        .add(
-            Condition::all()
-                .add(deliveries::Column::State.eq(DeliveryState::Sending.code()))
-                .add(deliveries::Column::LeaseUntil.lte(now)),
-        )
-}
-
-async fn take(
-    tx: &DatabaseTransaction,
-    row: &deliveries::Model,
-    owner: &str,
-    now: DateTime<Utc>,
-    lease_until: DateTime<Utc>,
-) -> Result<bool, DbErr> {
-    let taken = deliveries::Entity::update_many()
-        .col_expr(deliveries::Column::State, Expr::value(DeliveryState::Sending.code()))
-        .col_expr(deliveries::Column::Attempts, Expr::value(row.attempts + 1))
-        .col_expr(deliveries::Column::AttemptedAt, Expr::value(to_micros(now)))
-        .col_expr(deliveries::Column::LeaseOwner, Expr::value(owner))
-        .col_expr(deliveries::Column::LeaseUntil, Expr::value(to_micros(lease_until)))
-        .filter(deliveries::Column::DeliveryId.eq(&row.delivery_id))
-        .filter(deliveries::Column::Attempts.eq(row.attempts))
-        .filter(due(now))
-        .exec(tx)
-        .await?;
-    Ok(taken.rows_affected == 1)
-}
-
-fn claimed_of(row: deliveries::Model) -> Result<ClaimedDelivery, StorageError> {
-    Ok(ClaimedDelivery {
-        id: row.delivery_id.into(),
-        stage: StageId { plan_id: row.plan_id.into(), agency_id: row.agency_id.into(), stage: stage_of(row.stage)? },
-        user_id: row.user_id.into(),
-        recipient: row.recipient,
-        name: row.name,
-        message_id: row.message_id,
-        attempt: row.attempts + 1,
-        deferred_since: row.deferred_since_at.map(from_micros),
-        created_at: from_micros(row.created_at),
-    })
-}
-
-async fn record_one(
-    tx: &DatabaseTransaction,
-    owner: &str,
-    delivery: &ClaimedDelivery,
-    verdict: Verdict,
-    now: DateTime<Utc>,
-) -> Result<(), DbErr> {
-    let settled = Some(to_micros(now));
-    let (state, reply, settled_at, next_attempt_at, deferred_since) = match verdict {
-        Verdict::Accepted { reply } => (DeliveryState::Accepted, reply, settled, None, None),
-        Verdict::Failed { reply } => (DeliveryState::Failed, reply, settled, None, delivery.deferred_since),
-        Verdict::Retry { at, deferred_since, reply } => {
-            (DeliveryState::Pending, reply, None, Some(to_micros(at)), deferred_since)
-        }
-    };
-    let mut update = deliveries::Entity::update_many()
-        .col_expr(deliveries::Column::State, Expr::value(state.code()))
-        .col_expr(deliveries::Column::LastReply, Expr::value(shortened(&reply, REPLY_CHARS)))
-        .col_expr(deliveries::Column::SettledAt, Expr::value(settled_at))
-        .col_expr(deliveries::Column::DeferredSinceAt, Expr::value(deferred_since.map(to_micros)))
-        .col_expr(deliveries::Column::LeaseOwner, Expr::value(None::<String>))
-        .col_expr(deliveries::Column::LeaseUntil, Expr::value(None::<i64>))
-        .filter(deliveries::Column::DeliveryId.eq(delivery.id.as_str()))
-        .filter(deliveries::Column::State.eq(DeliveryState::Sending.code()))
-        .filter(deliveries::Column::LeaseOwner.eq(owner))
-        .filter(deliveries::Column::Attempts.eq(delivery.attempt));
-    if let Some(at) = next_attempt_at {
-        update = update.col_expr(deliveries::Column::NextAttemptAt, Expr::value(at));
-    }
-    if update.exec(tx).await?.rows_affected == 0 {
-        tracing::warn!(delivery_id = %delivery.id, attempt = delivery.attempt, "an attempt outlived its lease; its outcome is not recorded");
-    }
-    Ok(())
 }
 
 fn state_of(code: i16) -> Result<DeliveryState, StorageError> {
     DeliveryState::from_code(code).ok_or_else(|| corrupt("delivery state"))
 }
 
-async fn with_receipt(db: &impl ConnectionTrait, row: deliveries::Model) -> Result<Delivery, StorageError> {
-    let id = StageId { plan_id: row.plan_id.into(), agency_id: row.agency_id.into(), stage: stage_of(row.stage)? };
-    let stage = stages::Entity::find().filter(is(&id)).one(db).await?.ok_or_else(|| corrupt("stage"))?;
-    let receipt = match StageState::from_code(stage.state)? {
+fn receipt_of(stage: &stages::Model) -> Result<ReceiptState, StorageError> {
+    Ok(match StageState::from_code(stage.state)? {
         StageState::Waiting | StageState::Dispatched if stage.hold_reason.is_some() => ReceiptState::Undeliverable,
         StageState::Waiting | StageState::Dispatched => ReceiptState::NotDue,
         StageState::Complete => ReceiptState::Owed,
         StageState::Recorded => ReceiptState::Recorded,
         StageState::LotClosed | StageState::Abandoned => ReceiptState::LotClosed,
         StageState::Refused => ReceiptState::Refused,
-    };
+    })
+}
+
+fn delivery_of(
+    row: deliveries::Model,
+    stage: &stages::Model,
+    deferral: Option<Deferral>,
+    now: DateTime<Utc>,
+) -> Result<Delivery, StorageError> {
     let state = state_of(row.state)?;
+    let next_attempt_at = (state == DeliveryState::Pending).then(|| from_micros(row.next_attempt_at));
+    // A limit puts off what is due alone.
+    let deferral = deferral.filter(|_| next_attempt_at.is_some_and(|at| at <= now));
     Ok(Delivery {
         id: row.delivery_id.into(),
-        plan_id: id.plan_id,
-        agency_id: id.agency_id,
-        stage: id.stage,
+        plan_id: row.plan_id.into(),
+        agency_id: row.agency_id.into(),
+        stage: stage_of(row.stage)?,
         user_id: row.user_id.into(),
         recipient: row.recipient,
         state,
@@ -342,9 +229,11 @@ async fn with_receipt(db: &impl ConnectionTrait, row: deliveries::Model) -> Resu
         message_id: row.message_id,
         created_at: from_micros(row.created_at),
         attempted_at: row.attempted_at.map(from_micros),
-        next_attempt_at: (state == DeliveryState::Pending).then(|| from_micros(row.next_attempt_at)),
+        in_doubt: row.in_doubt_count,
+        next_attempt_at: deferral.map(|deferral| deferral.until).or(next_attempt_at),
+        deferral,
         settled_at: row.settled_at.map(from_micros),
-        receipt,
-        receipt_detail: stage.receipt_detail,
+        receipt: receipt_of(stage)?,
+        receipt_detail: stage.receipt_detail.clone(),
     })
 }

@@ -11,7 +11,7 @@ use super::announce::live_counts;
 use super::collect::{due, forget_collected, lease_is_over, name_locations, scope};
 use super::entities::{deliveries, entries, lots, notice_scopes, plans, stage_recipients, stages};
 use super::outbox::{Addressee, News, Told, notify, queue};
-use super::projection::{lock_head, write_head};
+use super::projection::{lock_head, write_notifications};
 use super::stages::{LOOK_AGAIN, StageState, due_at, id_of, is, lock};
 use super::{Store, corrupt};
 use crate::app::ports::{DispatchStore, Published, StageId, StorageError};
@@ -36,12 +36,12 @@ impl DispatchStore for Store {
         limit: u64,
     ) -> Result<Vec<StageId>, StorageError> {
         // Mostly there is nothing to claim: that is found out without taking the write lock.
-        if due(&self.db, now, 1).await?.is_empty() {
+        if due(&self.db, now, 1, false).await?.is_empty() {
             return Ok(Vec::new());
         }
         let tx = self.begin().await?;
         let mut claimed = Vec::new();
-        for row in due(&tx, now, limit).await? {
+        for row in due(&tx, now, limit, true).await? {
             let id = id_of(&row)?;
             let taken = stages::Entity::update_many()
                 .col_expr(stages::Column::LeaseOwner, Expr::value(owner))
@@ -86,9 +86,13 @@ impl DispatchStore for Store {
         Ok(found.into_iter().map(LocationId::from).collect())
     }
 
-    async fn collect(&self, id: &StageId, chunk: RecipientChunk) -> Result<(), StorageError> {
+    async fn collect(&self, id: &StageId, owner: &str, chunk: RecipientChunk) -> Result<bool, StorageError> {
         let tx = self.begin().await?;
         let Some(row) = lock(&tx, id).await? else { return Err(corrupt("stage")) };
+        // Another replica collects anew: what this one has heard may be out of date.
+        if row.lease_owner.as_deref() != Some(owner) {
+            return Ok(false);
+        }
         let first_time = row.state == StageState::Waiting.code();
         if let Some(agency) = chunk.agency.filter(|_| first_time) {
             let mut named: stages::ActiveModel = row.into();
@@ -136,7 +140,7 @@ impl DispatchStore for Store {
             scopes = rest;
         }
         tx.commit().await?;
-        Ok(())
+        Ok(true)
     }
 
     async fn publish(&self, id: &StageId, owner: &str, now: DateTime<Utc>) -> Result<Published, StorageError> {
@@ -163,7 +167,7 @@ impl DispatchStore for Store {
             Standing::Anew => dispatch.look_again().await?,
         };
         let notifications = dispatch.notifications;
-        write_head(&tx, head.applied_sequence, notifications).await?;
+        write_notifications(&tx, notifications).await?;
         tx.commit().await?;
         Ok(published)
     }
@@ -272,7 +276,7 @@ impl Dispatch<'_> {
                 .await?;
             let Some(last) = page.last() else { break };
             after = last.user_id.clone();
-            let (told, mailed) = self.tell(page).await?;
+            let (told, mailed) = self.tell(page, emails).await?;
             in_app += told;
             emails += mailed;
         }
@@ -298,7 +302,11 @@ impl Dispatch<'_> {
     }
 
     /// Notifies some of the people, and queues the emails of the agency admins among them.
-    async fn tell(&mut self, people: Vec<stage_recipients::Model>) -> Result<(u64, u64), StorageError> {
+    async fn tell(
+        &mut self,
+        people: Vec<stage_recipients::Model>,
+        mailed_before: u64,
+    ) -> Result<(u64, u64), StorageError> {
         let local: Vec<&str> = people.iter().filter(|one| !one.agency_admin).map(|one| one.user_id.as_str()).collect();
         let counts = live_counts(self.tx, &self.lot, self.id.stage.code(), &local).await?;
         let (mut told, mut mailed) = (Vec::new(), Vec::new());
@@ -318,13 +326,14 @@ impl Dispatch<'_> {
                 mailed.push(addressee(one));
             }
         }
-        self.send(told, mailed, self.applied).await
+        self.send(told, mailed, mailed_before, self.applied).await
     }
 
     async fn send(
         &mut self,
         told: Vec<Told>,
         mailed: Vec<Addressee>,
+        mailed_before: u64,
         as_of_sequence: i64,
     ) -> Result<(u64, u64), StorageError> {
         let news = News {
@@ -337,7 +346,8 @@ impl Dispatch<'_> {
             now: self.now,
         };
         let in_app = notify(self.tx, &self.store.ids, &news, told, &mut self.notifications).await?;
-        let emails = queue(self.tx, &self.store.ids, &self.store.mail_domain, self.id, mailed, self.now).await?;
+        let turn = i64::try_from(mailed_before).unwrap_or(i64::MAX);
+        let emails = queue(self.tx, &self.store.ids, &self.store.mail_domain, self.id, mailed, turn, self.now).await?;
         Ok((in_app, emails))
     }
 
@@ -396,7 +406,10 @@ impl Dispatch<'_> {
         }
         let scopes: Vec<_> = told.iter().map(|one| scope(self.id, String::new(), one.user_id.clone())).collect();
         notice_scopes::Entity::insert_many(scopes).on_conflict_do_nothing().exec_without_returning(self.tx).await?;
-        let (in_app, emails) = self.send(told, mailed, self.row.as_of_sequence.unwrap_or(self.applied)).await?;
+        let (in_app, emails) = {
+            let as_of = self.row.as_of_sequence.unwrap_or(self.applied);
+            self.send(told, mailed, mine.len() as u64, as_of).await?
+        };
         let mut change: stages::ActiveModel = self.row.clone().into();
         change.due_at = Set(to_micros(self.now + LOOK_AGAIN));
         change.in_app_count = Set(self.row.in_app_count + i64::try_from(in_app).unwrap_or(0));

@@ -204,11 +204,15 @@ impl Reading<'_> {
         let stage = row.scope_stage.and_then(Stage::from_code);
         let kind = Kind::from_code(row.kind, stage).ok_or_else(|| corrupt("notification kind"))?;
         let lot_id = (row.plan_id.clone(), row.agency_id.clone());
-        let lot = lots::Entity::find_by_id(lot_id).one(db).await?.ok_or_else(|| corrupt("lot"))?;
-        let state = LotState::from_code(lot.state).ok_or_else(|| corrupt("lot state"))?;
+        // A projection that was rebuilt from another history may not know the lot.
+        let mut delete_at = None;
+        if let Some(lot) = lots::Entity::find_by_id(lot_id).one(db).await? {
+            let state = LotState::from_code(lot.state).ok_or_else(|| corrupt("lot state"))?;
+            delete_at = state.is_live().then(|| from_micros(lot.delete_at));
+        }
         let scope = self.scope(&row).await?;
         let found = self.first_keys(&row, &scope).await?;
-        let concerned = state.is_live()
+        let concerned = delete_at.is_some()
             && kind != Kind::Rescued
             && (found.iter().any(|entry| entry.left_sequence.is_none())
                 || (found.len() as u64 == LISTED_KEYS && self.any_left(&row, &scope).await?));
@@ -224,7 +228,7 @@ impl Reading<'_> {
             plan_id: row.plan_id.into(),
             kind,
             delete_at: from_micros(row.delete_at),
-            current_delete_at: concerned.then(|| from_micros(lot.delete_at)),
+            current_delete_at: delete_at.filter(|_| concerned),
             key_count: row.key_count,
             keys,
             created_at: from_micros(row.created_at),

@@ -1,20 +1,25 @@
 //! The database behind the ports: the projection of key-service's events, and the notices made from it.
 //!
-//! Row locks are taken in one order everywhere: the head, then stages, then deliveries.
+//! Row locks are taken in one order everywhere: the head, then stages by their keys, then deliveries, then the send book. A claim
+//! takes the book first and waits for nothing after it.
 
 mod announce;
 mod banners;
+mod claims;
 mod collect;
 mod deliveries;
 mod dispatch;
 pub(crate) mod entities;
 mod inbox;
 mod letters;
+mod limits;
 mod migrator;
 mod outbox;
 mod projection;
+mod rebuild;
 mod receipts;
 mod stages;
+mod verdicts;
 
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr};
 use service_kit::ids::IdGenerator;
@@ -22,6 +27,7 @@ use service_kit::ids::IdGenerator;
 pub use migrator::Migrator;
 
 use crate::app::ports::StorageError;
+use crate::domain::limits::SendLimits;
 
 /// The stores over one database.
 #[derive(Clone, Debug)]
@@ -29,12 +35,19 @@ pub struct Store {
     db: DatabaseConnection,
     ids: IdGenerator,
     mail_domain: String,
+    limits: SendLimits,
 }
 
 impl Store {
     /// The stores over `db`. `mail_domain` stands behind the `@` of every `Message-ID`.
     pub fn new(db: DatabaseConnection, ids: IdGenerator, mail_domain: String) -> Self {
-        Self { db, ids, mail_domain }
+        Self { db, ids, mail_domain, limits: SendLimits::default() }
+    }
+
+    /// The same stores, which hand out emails within these limits.
+    #[must_use]
+    pub fn with_limits(self, limits: SendLimits) -> Self {
+        Self { limits, ..self }
     }
 
     async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {

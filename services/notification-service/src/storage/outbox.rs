@@ -90,13 +90,14 @@ pub(super) struct Addressee {
     pub(super) name: String,
 }
 
-/// Queues emails, one for each admin.
+/// Queues emails, one for each admin. The stage has `first_turn` of them already.
 pub(super) async fn queue(
     tx: &DatabaseTransaction,
     ids: &IdGenerator,
     mail_domain: &str,
     id: &StageId,
     to: Vec<Addressee>,
+    first_turn: i64,
     now: DateTime<Utc>,
 ) -> Result<u64, DbErr> {
     if to.is_empty() {
@@ -104,7 +105,8 @@ pub(super) async fn queue(
     }
     let rows: Vec<_> = to
         .into_iter()
-        .map(|one| {
+        .zip(first_turn..)
+        .map(|(one, turn)| {
             let delivery_id = ids.next(DELIVERY_PREFIX, now);
             deliveries::ActiveModel {
                 message_id: Set(format!("{delivery_id}@{mail_domain}")),
@@ -125,6 +127,8 @@ pub(super) async fn queue(
                 settled_at: Set(None),
                 lease_owner: Set(None),
                 lease_until: Set(None),
+                turn: Set(turn),
+                in_doubt_count: Set(0),
             }
         })
         .collect();

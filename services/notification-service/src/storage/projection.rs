@@ -7,13 +7,14 @@ use chrono::{DateTime, Utc};
 use sea_orm::prelude::*;
 use sea_orm::sea_query::{ExprTrait, OnConflict};
 use sea_orm::{ActiveValue::Set, DatabaseTransaction, QueryOrder, QuerySelect};
+use service_kit::ids::IdGenerator;
 use service_kit::time::to_micros;
 
 use super::announce::{self, Announcement};
 use super::entities::{entries, heads, lots, plans, stages};
 use super::stages::{StageState, due_at, waiting};
 use super::{Store, corrupt};
-use crate::app::ports::{ApplyError, ProjectionStore, StorageError};
+use crate::app::ports::{ApplyError, Cursor, ProjectionStore, StorageError};
 use crate::domain::event::{Payload, SweepEvent};
 use crate::domain::ids::{AgencyId, KeyId, PlanId};
 use crate::domain::notification::Kind;
@@ -33,17 +34,44 @@ pub(super) async fn lock_head(tx: &DatabaseTransaction) -> Result<heads::Model, 
 
 #[async_trait]
 impl ProjectionStore for Store {
-    async fn cursor(&self) -> Result<i64, StorageError> {
+    async fn cursor(&self) -> Result<Cursor, StorageError> {
         let head = heads::Entity::find_by_id(HEAD).one(&self.db).await?.ok_or_else(|| corrupt("head"))?;
-        Ok(head.applied_sequence)
+        Ok(Cursor { sequence: head.applied_sequence, mark: head.applied_event })
     }
 
     async fn apply(&self, events: Vec<SweepEvent>, now: DateTime<Utc>) -> Result<i64, ApplyError> {
         let tx = self.begin().await.map_err(StorageError::from)?;
         let head = lock_head(&tx).await?;
-        let mut applied = head.applied_sequence;
-        let mut change = Change { tx: &tx, ids: &self.ids, notifications: head.notification_sequence, now };
+        let cursor = Cursor { sequence: head.applied_sequence, mark: head.applied_event };
+        let mut replay = Replay { cursor, notifications: head.notification_sequence, now, muted: false };
+        replay.apply(&tx, &self.ids, events).await?;
+        replay.write(&tx).await?;
+        tx.commit().await.map_err(StorageError::from)?;
+        Ok(replay.cursor.sequence)
+    }
+}
+
+/// Events applied one after the other.
+pub(super) struct Replay {
+    pub(super) cursor: Cursor,
+    /// The sequence of the last notification.
+    pub(super) notifications: i64,
+    pub(super) now: DateTime<Utc>,
+    /// Whether what the events announce was announced before.
+    pub(super) muted: bool,
+}
+
+impl Replay {
+    /// Applies events in their order, within a transaction that has locked the head.
+    pub(super) async fn apply(
+        &mut self,
+        tx: &DatabaseTransaction,
+        ids: &IdGenerator,
+        events: Vec<SweepEvent>,
+    ) -> Result<(), ApplyError> {
+        let mut change = Change { tx, ids, notifications: self.notifications, now: self.now, muted: self.muted };
         for event in events {
+            let applied = self.cursor.sequence;
             if event.sequence <= applied {
                 // Applied before a reconnect, or by another replica.
                 continue;
@@ -51,29 +79,43 @@ impl ProjectionStore for Store {
             if event.sequence != applied + 1 {
                 return Err(ApplyError::Gap { expected: applied + 1, sequence: event.sequence });
             }
-            applied = event.sequence;
+            self.cursor = Cursor { sequence: event.sequence, mark: event.mark() };
             change.apply(event).await?;
         }
-        let notifications = change.notifications;
-        write_head(&tx, applied, notifications).await?;
-        tx.commit().await.map_err(StorageError::from)?;
-        Ok(applied)
+        self.notifications = change.notifications;
+        Ok(())
+    }
+
+    /// Writes the head.
+    pub(super) async fn write(&self, tx: &DatabaseTransaction) -> Result<(), StorageError> {
+        let row = heads::ActiveModel {
+            id: Set(HEAD),
+            applied_sequence: Set(self.cursor.sequence),
+            applied_event: Set(self.cursor.mark.clone()),
+            notification_sequence: Set(self.notifications),
+        };
+        row.update(tx).await?;
+        Ok(())
     }
 }
 
-pub(super) async fn write_head(tx: &DatabaseTransaction, applied: i64, notifications: i64) -> Result<(), StorageError> {
-    let row =
-        heads::ActiveModel { id: Set(HEAD), applied_sequence: Set(applied), notification_sequence: Set(notifications) };
-    row.update(tx).await?;
+/// Writes the sequence of the last notification.
+pub(super) async fn write_notifications(tx: &DatabaseTransaction, notifications: i64) -> Result<(), StorageError> {
+    heads::Entity::update_many()
+        .col_expr(heads::Column::NotificationSequence, Expr::value(notifications))
+        .filter(heads::Column::Id.eq(HEAD))
+        .exec(tx)
+        .await?;
     Ok(())
 }
 
 /// One transaction's events.
 struct Change<'a> {
     tx: &'a DatabaseTransaction,
-    ids: &'a service_kit::ids::IdGenerator,
+    ids: &'a IdGenerator,
     notifications: i64,
     now: DateTime<Utc>,
+    muted: bool,
 }
 
 impl Change<'_> {
@@ -376,6 +418,9 @@ impl Change<'_> {
         rescued: Option<announce::Rescued<'_>>,
         reason: &str,
     ) -> Result<(), StorageError> {
+        if self.muted {
+            return Ok(());
+        }
         let news = Announcement { lot, kind, rescued, reason, sequence: at.sequence, now: self.now };
         self.notifications = announce::announce(self.tx, self.ids, &news, self.notifications).await?;
         Ok(())

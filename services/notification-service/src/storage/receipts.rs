@@ -46,13 +46,14 @@ impl ReceiptStore for Store {
 
     async fn record(
         &self,
-        answers: Vec<(OwedReceipt, ReceiptAnswer)>,
+        mut answers: Vec<(OwedReceipt, ReceiptAnswer)>,
         head_sequence: i64,
         now: DateTime<Utc>,
     ) -> Result<(), StorageError> {
         let tx = self.begin().await?;
         // Against events that move the lot at the same time: its next stage must not miss them.
         lock_head(&tx).await?;
+        answers.sort_by(|a, b| a.0.id.cmp(&b.0.id));
         for (receipt, answer) in answers {
             let Some(row) = lock(&tx, &receipt.id).await? else { return Err(corrupt("stage")) };
             match receipt.news {

@@ -1,8 +1,11 @@
 //! The rows of `stages`: how far each notice of each lot is.
 
+use std::collections::{BTreeSet, HashMap};
+
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::prelude::*;
-use sea_orm::{ActiveValue::Set, Condition, DatabaseTransaction, DbErr, QuerySelect};
+use sea_orm::sea_query::{ExprTrait, Query};
+use sea_orm::{ActiveValue::Set, Condition, DatabaseTransaction, DbErr, QueryOrder, QuerySelect, Select};
 use service_kit::time::{from_micros, to_micros};
 
 use super::corrupt;
@@ -81,6 +84,46 @@ pub(super) fn is(id: &StageId) -> Condition {
         .add(stages::Column::Stage.eq(id.stage.code()))
 }
 
+/// A stage's primary key.
+pub(super) type Key = (String, String, i16);
+
+pub(super) fn key_of(id: &StageId) -> Key {
+    (id.plan_id.as_str().to_owned(), id.agency_id.as_str().to_owned(), id.stage.code())
+}
+
+pub(super) fn key_of_row(row: &stages::Model) -> Key {
+    (row.plan_id.clone(), row.agency_id.clone(), row.stage)
+}
+
+/// The rows of these stages, perhaps with others of the same plans and agencies.
+pub(super) fn around(keys: &BTreeSet<Key>) -> Select<stages::Entity> {
+    let plans: BTreeSet<&str> = keys.iter().map(|key| key.0.as_str()).collect();
+    let agencies: BTreeSet<&str> = keys.iter().map(|key| key.1.as_str()).collect();
+    stages::Entity::find()
+        .filter(stages::Column::PlanId.is_in(plans))
+        .filter(stages::Column::AgencyId.is_in(agencies))
+        .filter(stages::Column::Stage.is_in(keys.iter().map(|key| key.2).collect::<BTreeSet<_>>()))
+}
+
+/// The rows of these stages, locked for this transaction in the order of their keys.
+pub(super) async fn lock_all(
+    tx: &DatabaseTransaction,
+    keys: &BTreeSet<Key>,
+) -> Result<Vec<stages::Model>, StorageError> {
+    let mut rows = around(keys)
+        .order_by_asc(stages::Column::PlanId)
+        .order_by_asc(stages::Column::AgencyId)
+        .order_by_asc(stages::Column::Stage)
+        .lock_exclusive()
+        .all(tx)
+        .await?;
+    rows.retain(|row| keys.contains(&key_of_row(row)));
+    if rows.len() != keys.len() {
+        return Err(corrupt("stage"));
+    }
+    Ok(rows)
+}
+
 /// A stage's row, locked for this transaction.
 pub(super) async fn lock(tx: &DatabaseTransaction, id: &StageId) -> Result<Option<stages::Model>, DbErr> {
     stages::Entity::find().filter(is(id)).lock_exclusive().one(tx).await
@@ -118,37 +161,102 @@ pub(super) fn waiting(stage: Stage, lot: &lots::Model, plan: &plans::Model, wait
     }
 }
 
-/// Completes a dispatched stage once its last email is settled, or notes that nobody could be told.
-pub(super) async fn settle(
+/// Completes the dispatched ones among these stages whose last email is settled, or notes that nobody could be told.
+pub(super) async fn settle_all(
     tx: &DatabaseTransaction,
-    row: stages::Model,
+    rows: Vec<stages::Model>,
     now: DateTime<Utc>,
 ) -> Result<(), StorageError> {
-    if row.state != StageState::Dispatched.code() {
+    let dispatched: Vec<_> = rows.into_iter().filter(|row| row.state == StageState::Dispatched.code()).collect();
+    if dispatched.is_empty() {
         return Ok(());
     }
-    let counts: Vec<(i16, i64, Option<i64>)> = deliveries::Entity::find()
+    let settled = without_open(tx, &dispatched.iter().map(key_of_row).collect()).await?;
+    if settled.is_empty() {
+        return Ok(());
+    }
+    let mut counts = counts_by_state(tx, &settled).await?;
+    for row in dispatched {
+        if let Some(counts) = counts.remove(&key_of_row(&row)) {
+            settle(tx, row, &counts, now).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Those of these stages that have no email left to settle. One look into an index each, however many emails they have.
+async fn without_open(tx: &DatabaseTransaction, keys: &BTreeSet<Key>) -> Result<BTreeSet<Key>, DbErr> {
+    let same = |email: deliveries::Column, stage: stages::Column| {
+        Expr::col((deliveries::Entity, email)).equals((stages::Entity, stage))
+    };
+    let open = Query::select()
+        .expr(Expr::value(1))
+        .from(deliveries::Entity)
+        .and_where(same(deliveries::Column::PlanId, stages::Column::PlanId))
+        .and_where(same(deliveries::Column::AgencyId, stages::Column::AgencyId))
+        .and_where(same(deliveries::Column::Stage, stages::Column::Stage))
+        .and_where(
+            Expr::col((deliveries::Entity, deliveries::Column::State))
+                .is_in([DeliveryState::Pending.code(), DeliveryState::Sending.code()]),
+        )
+        .to_owned();
+    let found: Vec<Key> = around(keys)
         .select_only()
+        .column(stages::Column::PlanId)
+        .column(stages::Column::AgencyId)
+        .column(stages::Column::Stage)
+        .filter(Expr::not_exists(open))
+        .into_tuple()
+        .all(tx)
+        .await?;
+    Ok(found.into_iter().filter(|key| keys.contains(key)).collect())
+}
+
+/// How many emails are in a state, and when the last of them was settled.
+struct Settled {
+    state: i16,
+    count: i64,
+    last: Option<i64>,
+}
+
+async fn counts_by_state(tx: &DatabaseTransaction, keys: &BTreeSet<Key>) -> Result<HashMap<Key, Vec<Settled>>, DbErr> {
+    let counts: Vec<(String, String, i16, i16, i64, Option<i64>)> = deliveries::Entity::find()
+        .select_only()
+        .column(deliveries::Column::PlanId)
+        .column(deliveries::Column::AgencyId)
+        .column(deliveries::Column::Stage)
         .column(deliveries::Column::State)
         .column_as(deliveries::Column::DeliveryId.count(), "count")
         .column_as(deliveries::Column::SettledAt.max(), "last")
-        .filter(deliveries::Column::PlanId.eq(&row.plan_id))
-        .filter(deliveries::Column::AgencyId.eq(&row.agency_id))
-        .filter(deliveries::Column::Stage.eq(row.stage))
+        .filter(deliveries::Column::PlanId.is_in(keys.iter().map(|key| key.0.as_str()).collect::<BTreeSet<_>>()))
+        .filter(deliveries::Column::AgencyId.is_in(keys.iter().map(|key| key.1.as_str()).collect::<BTreeSet<_>>()))
+        .group_by(deliveries::Column::PlanId)
+        .group_by(deliveries::Column::AgencyId)
+        .group_by(deliveries::Column::Stage)
         .group_by(deliveries::Column::State)
         .into_tuple()
         .all(tx)
         .await?;
-    let of = |state: DeliveryState| counts.iter().find(|c| c.0 == state.code());
-    if of(DeliveryState::Pending).or(of(DeliveryState::Sending)).is_some() {
-        return Ok(());
+    let mut of: HashMap<Key, Vec<Settled>> = HashMap::new();
+    for (plan_id, agency_id, stage, state, count, last) in counts {
+        of.entry((plan_id, agency_id, stage)).or_default().push(Settled { state, count, last });
     }
+    Ok(of)
+}
+
+async fn settle(
+    tx: &DatabaseTransaction,
+    row: stages::Model,
+    counts: &[Settled],
+    now: DateTime<Utc>,
+) -> Result<(), StorageError> {
+    let of = |state: DeliveryState| counts.iter().find(|settled| settled.state == state.code());
     let (known, dispatched_at) = (row.hold_reason, row.dispatched_at);
     let mut change: stages::ActiveModel = row.into();
-    if let Some((_, count, last)) = of(DeliveryState::Accepted) {
+    if let Some(accepted) = of(DeliveryState::Accepted) {
         change.state = Set(StageState::Complete.code());
-        change.delivered_at = Set((*last).max(dispatched_at));
-        change.emails_accepted = Set(*count);
+        change.delivered_at = Set(std::cmp::max(accepted.last, dispatched_at));
+        change.emails_accepted = Set(accepted.count);
         change.hold_reason = Set(None);
         change.report_owed = Set(false);
     } else if of(DeliveryState::Failed).is_some() {

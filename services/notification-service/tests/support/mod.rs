@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod peer;
+pub mod seed;
 pub mod smtp;
 
 use std::net::SocketAddr;
@@ -77,6 +78,23 @@ impl World {
         };
         world.run().await;
         world
+    }
+
+    /// Another replica of the same service: same database, peers, mail server and clock.
+    pub async fn replica(&self, seed: u64) -> Self {
+        let mut other = Self {
+            deps: service_kit::testing::deps(self.clock.clone(), seed),
+            api: self.api.clone(),
+            shutdown: CancellationToken::new(),
+            task: None,
+            clock: self.clock.clone(),
+            peer: self.peer.clone(),
+            smtp: self.smtp.clone(),
+            config: self.config.clone(),
+            peer_end: self.peer_end.clone(),
+        };
+        other.run().await;
+        other
     }
 
     async fn run(&mut self) {

@@ -18,6 +18,8 @@ pub enum Act {
     Data(&'static str),
     /// Takes the message and hangs up.
     Vanish,
+    /// Hangs up as soon as the message begins.
+    Cut,
 }
 
 #[derive(Default)]
@@ -69,7 +71,7 @@ impl Smtp {
         let acts = book.acts.get_mut(recipient)?;
         let due = matches!(
             (acts.front()?, at_rcpt),
-            (Act::Rcpt(_) | Act::From(_), true) | (Act::Data(_) | Act::Vanish, false)
+            (Act::Rcpt(_) | Act::From(_), true) | (Act::Data(_) | Act::Vanish | Act::Cut, false)
         );
         due.then(|| acts.pop_front()).flatten()
     }
@@ -96,6 +98,11 @@ impl Smtp {
                 }
                 "DATA" => {
                     write.write_all(b"354 go on\r\n").await.ok()?;
+                    let act = self.next_act(&recipient, false);
+                    if matches!(act, Some(Act::Cut)) {
+                        lines.next_line().await.ok()?;
+                        return None;
+                    }
                     let mut message = String::new();
                     while let Some(line) = lines.next_line().await.ok()? {
                         if line == "." {
@@ -104,7 +111,6 @@ impl Smtp {
                         message.push_str(line.strip_prefix('.').unwrap_or(&line));
                         message.push_str("\r\n");
                     }
-                    let act = self.next_act(&recipient, false);
                     if !matches!(act, Some(Act::Data(_))) {
                         self.book.lock().expect("book").taken.push((recipient.clone(), message));
                     }

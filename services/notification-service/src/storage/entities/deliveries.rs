@@ -1,4 +1,4 @@
-//! The emails.
+//! The emails. `turn` is the position among those of one agency and stage: first turns are sent before second ones.
 
 use sea_orm::entity::prelude::*;
 
@@ -25,6 +25,8 @@ pub struct Model {
     pub settled_at: Option<i64>,
     pub lease_owner: Option<String>,
     pub lease_until: Option<i64>,
+    pub turn: i64,
+    pub in_doubt_count: i32,
 }
 
 impl ActiveModelBehavior for ActiveModel {}

@@ -1,4 +1,4 @@
-//! The cursor, and the order of notifications.
+//! The cursor with what tells its event from any other, and the order of notifications.
 
 use sea_orm::entity::prelude::*;
 
@@ -10,6 +10,7 @@ pub struct Model {
     pub id: i16,
     pub applied_sequence: i64,
     pub notification_sequence: i64,
+    pub applied_event: String,
 }
 
 impl ActiveModelBehavior for ActiveModel {}

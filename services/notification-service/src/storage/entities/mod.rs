@@ -14,5 +14,6 @@ pub(crate) mod lots;
 pub(crate) mod notice_scopes;
 pub(crate) mod notifications;
 pub(crate) mod plans;
+pub(crate) mod send_books;
 pub(crate) mod stage_recipients;
 pub(crate) mod stages;
