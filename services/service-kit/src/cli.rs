@@ -80,6 +80,25 @@ pub fn execute<S: Service>(command: Command, options: &Options) -> ExitCode {
     exit_code(try_execute::<S>(command, options.config.as_deref()))
 }
 
+/// Runs a command that one service alone has, with its configuration, its log and a runtime; faults go to standard error.
+pub fn execute_own<S: Service, F>(options: &Options, command: impl FnOnce(S::Config) -> F) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let run = || {
+        let config: S::Config = crate::config::load(S::DEFAULTS, options.config.as_deref())?;
+        runtime()?.block_on(async {
+            telemetry::init_logging(config.log())?;
+            command(config).await
+        })
+    };
+    exit_code(run())
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
 /// The exit code of a command, its error on standard error.
 #[expect(clippy::print_stderr, reason = "there may be no log yet, and a person is waiting")]
 pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
@@ -95,8 +114,7 @@ pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
 #[expect(clippy::print_stdout, reason = "the answer of check-config is for a person")]
 fn try_execute<S: Service>(command: Command, file: Option<&Path>) -> anyhow::Result<()> {
     let config: S::Config = crate::config::load(S::DEFAULTS, file)?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = runtime()?;
     match command {
         Command::Serve => runtime.block_on(serve::<S>(config)),
         Command::Migrate => runtime.block_on(async {

@@ -45,8 +45,8 @@ pub struct World {
     pub peer: Peer,
     pub smtp: Smtp,
     pub api: NotificationServiceClient<Channel>,
-    deps: Deps,
-    config: Config,
+    pub deps: Deps,
+    pub config: Config,
     peer_end: CancellationToken,
     shutdown: CancellationToken,
     task: Option<JoinHandle<anyhow::Result<()>>>,
@@ -129,6 +129,18 @@ impl World {
     pub async fn restart(&mut self) {
         self.stop().await;
         self.run().await;
+    }
+
+    /// The subscription once it is as expected.
+    pub async fn until(&self, expected: impl Fn(&Subscription) -> bool) -> Subscription {
+        for _ in 0..3_000 {
+            let subscription = self.subscription().await.expect("the service");
+            if expected(&subscription) {
+                return subscription;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the subscription does not come to it: {:?}", self.subscription().await);
     }
 
     pub fn stop_peers(&mut self) {

@@ -11,11 +11,12 @@ use keysweep_proto::key::v1::sweep_service_server::{SweepService, SweepServiceSe
 use keysweep_proto::key::v1::*;
 use keysweep_proto::location::v2 as location;
 use keysweep_proto::location::v2::user_service_server::{UserService, UserServiceServer};
+use service_kit::status::StatusBuilder;
 use service_kit::time::{duration_to_proto, from_proto, to_proto};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 #[derive(Default)]
 struct Said {
@@ -26,6 +27,8 @@ struct Said {
     refuse: Option<String>,
     people: BTreeMap<String, Vec<location::NoticeRecipient>>,
     asked: Vec<usize>,
+    /// Events before this one are gone.
+    first: usize,
 }
 
 /// The peers.
@@ -131,6 +134,16 @@ impl Peer {
         self.said(|said| said.refuse = Some(detail.to_owned()));
     }
 
+    /// Another history takes the place of this one; answers the old one.
+    pub fn replace_history(&self, events: Vec<SweepEvent>) -> Vec<SweepEvent> {
+        self.said(|said| std::mem::replace(&mut said.events, events))
+    }
+
+    /// The first events are no longer kept.
+    pub fn forget_events(&self, count: usize) {
+        self.said(|said| said.first = count);
+    }
+
     pub fn head(&self) -> i64 {
         self.said(|said| said.events.len() as i64)
     }
@@ -200,7 +213,11 @@ impl SweepService for Peer {
         );
         let asked = request.into_inner();
         assert_eq!(asked.subscriber, "notification-service");
-        let mut after = asked.after_sequence as usize;
+        let (head, first) = (self.head(), self.said(|said| said.first));
+        if asked.after_sequence > head {
+            return Err(StatusBuilder::new(Code::OutOfRange, "CURSOR_AHEAD", "the cursor is ahead").build());
+        }
+        let mut after = first.max(asked.after_sequence as usize);
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
         let peer = self.clone();
         tokio::spawn(async move {
