@@ -23,7 +23,7 @@ use crate::clients::{People, Plans};
 use crate::config::{self, Config};
 use crate::email::{Maildir, SmtpTransport, Writer};
 use crate::grpc::NotificationApi;
-use crate::jobs::{AcknowledgeJob, DeliverJob, DispatchJob, ForgetJob, Next};
+use crate::jobs::{AcknowledgeJob, DeliverJob, DispatchJob, FiguresJob, ForgetJob, Next};
 use crate::storage::{Migrator, Store};
 
 /// Serves until `shutdown`, then drains. The peers and the mail server need not be there.
@@ -129,6 +129,8 @@ impl Parts<'_> {
             .set(spawn(Arc::new(DeliverJob { deliver: Arc::new(deliver), acknowledge: next_acknowledge.clone() })));
         let dispatch = spawn(Arc::new(DispatchJob { dispatch, deliver: next_deliver, acknowledge: next_acknowledge }));
         spawn(Arc::new(ForgetJob { db: database }));
+        let (store, projection, status) = (self.store.clone(), self.store.clone(), self.status.clone());
+        spawn(Arc::new(FiguresJob { store, projection, status }));
         Ok(tokio::spawn(wake(dispatch, self.signals.clone(), end.clone())))
     }
 

@@ -10,11 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use keysweep_proto::key::v1::NoticeStage;
-use keysweep_proto::notification::v1::{DeliveryState, SendLimit};
+use keysweep_proto::notification::v1::{self as proto, DeliveryState};
 use notification_service::app::deliver::Deliver;
 use notification_service::app::ports::*;
 use notification_service::domain::delivery::{Contact, Outcome, Verdict};
-use notification_service::domain::limits::SendLimits;
+use notification_service::domain::limits::{SendLimit, SendLimits};
+use notification_service::domain::stage::Stage;
 use notification_service::email::Writer;
 use notification_service::storage::{Migrator, Store};
 use sea_orm::DatabaseConnection;
@@ -247,7 +248,7 @@ both_databases! {
         assert_eq!(waiting.len(), 2);
         let midnight = (due(15) + TimeDelta::days(1)).date_naive().and_time(chrono::NaiveTime::MIN).and_utc();
         for one in &waiting {
-            assert_eq!((one.state(), one.send_limit(), one.attempt_count), (DeliveryState::Pending, SendLimit::PerDay, 0));
+            assert_eq!((one.state(), one.send_limit(), one.attempt_count), (DeliveryState::Pending, proto::SendLimit::PerDay, 0));
             assert_eq!(one.next_attempt_time.as_ref().and_then(from_proto), Some(midnight));
         }
         assert!(world.peer.notices().is_empty(), "what was not sent is not acknowledged");
@@ -276,6 +277,23 @@ both_databases! {
         assert!(claim(&store, "me", now, 10).await.is_empty());
         let tomorrow = now + TimeDelta::days(1);
         assert_eq!(claim(&store, "you", tomorrow, 10).await.len(), 4);
+    }
+
+    async fn figures_tell_what_waits_and_why(db: TestDatabase) {
+        let now = due(15);
+        let (db, _) = queued(&db, now, &[("agy_1", 3), ("agy_2", 4)]).await;
+        let store = store(&db, 2).with_limits(SendLimits { per_second: 0, per_day: 3 });
+        let claimed = claim(&store, "me", now, 2).await;
+        let failed = (claimed[0].clone(), Verdict::Failed { reply: "550 no".into() });
+        DeliveryStore::record(&store, "me", &[failed], now).await.expect("recorded");
+        let later = now + MINUTE / 2;
+        let figures = store.figures(later).await.expect("figures");
+        let count = |stage: Stage, state: &str| figures.notices.iter().find(|one| one.0 == stage && one.1 == state).map(|one| one.2);
+        assert_eq!((count(Stage::D15, "dispatched"), count(Stage::D15, "complete"), count(Stage::D7, "waiting")), (Some(2), Some(0), Some(0)));
+        assert_eq!(figures.deliveries.iter().map(|one| one.1).collect::<Vec<_>>(), [5, 1, 1], "pending, sending, failed");
+        assert_eq!((figures.oldest_due_at, figures.deferred), (Some(now), None));
+        claim(&store, "me", later, 9).await;
+        assert_eq!(store.figures(later).await.expect("figures").deferred, Some((SendLimit::PerDay, 4)));
     }
 
     async fn a_rate_is_shared_by_all(db: TestDatabase) {

@@ -11,6 +11,7 @@ use crate::domain::banner::Banner;
 use crate::domain::delivery::{Delivery, DeliveryState, Outcome, Verdict};
 use crate::domain::event::SweepEvent;
 use crate::domain::ids::{AgencyId, DeliveryId, LocationId, NotificationId, PlanId, UserId};
+use crate::domain::limits::SendLimit;
 use crate::domain::notification::InboxPage;
 use crate::domain::plan::HoldReason;
 use crate::domain::recipient::RecipientChunk;
@@ -313,6 +314,26 @@ pub struct Owed {
     pub receipts_refused: i64,
     /// Emails not settled.
     pub deliveries_unsettled: i64,
+}
+
+/// How much there is of what, for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Notices of open plans by stage and state, those that there are none of included.
+    pub notices: Vec<(Stage, &'static str, i64)>,
+    /// Emails that wait, are being sent or failed for good.
+    pub deliveries: Vec<(DeliveryState, i64)>,
+    /// Since when the email that waits longest could have been attempted.
+    pub oldest_due_at: Option<DateTime<Utc>>,
+    /// Which send limit puts emails off, and how many.
+    pub deferred: Option<(SendLimit, i64)>,
+}
+
+/// The figures.
+#[async_trait]
+pub trait FiguresStore: Send + Sync {
+    /// The figures at `now`.
+    async fn figures(&self, now: DateTime<Utc>) -> Result<Figures, StorageError>;
 }
 
 /// The receipts that key-service is owed.

@@ -43,6 +43,19 @@ pub enum SendLimit {
     PerDay,
 }
 
+impl SendLimit {
+    /// All limits.
+    pub const ALL: [Self; 2] = [Self::PerSecond, Self::PerDay];
+
+    /// The name, as in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PerSecond => "per_second",
+            Self::PerDay => "per_day",
+        }
+    }
+}
+
 /// That a limit puts emails off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deferral {

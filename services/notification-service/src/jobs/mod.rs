@@ -1,5 +1,9 @@
 //! The work behind the scenes: dispatch, deliver, acknowledge, and forgetting old requests.
 
+mod figures;
+
+pub(crate) use figures::FiguresJob;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 

@@ -17,7 +17,7 @@ use crate::domain::limits::Grant;
 use crate::domain::plan::LotState;
 
 /// Waits, and its time has come.
-fn is_due(now: DateTime<Utc>) -> Condition {
+pub(super) fn is_due(now: DateTime<Utc>) -> Condition {
     Condition::all()
         .add(deliveries::Column::State.eq(DeliveryState::Pending.code()))
         .add(deliveries::Column::NextAttemptAt.lte(to_micros(now)))

@@ -10,6 +10,7 @@ mod collect;
 mod deliveries;
 mod dispatch;
 pub(crate) mod entities;
+mod figures;
 mod inbox;
 mod letters;
 mod limits;

@@ -35,7 +35,7 @@ pub(super) enum StageState {
 }
 
 impl StageState {
-    const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Waiting,
         Self::Dispatched,
         Self::Complete,
@@ -54,6 +54,19 @@ impl StageState {
             Self::LotClosed => 5,
             Self::Refused => 6,
             Self::Abandoned => 7,
+        }
+    }
+
+    /// The name, as in metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Dispatched => "dispatched",
+            Self::Complete => "complete",
+            Self::Recorded => "recorded",
+            Self::LotClosed => "lot_closed",
+            Self::Refused => "refused",
+            Self::Abandoned => "abandoned",
         }
     }
 
