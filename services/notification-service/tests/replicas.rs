@@ -84,7 +84,7 @@ struct SlowAtFirst {
 impl MailTransport for SlowAtFirst {
     async fn send(&self, _: Mail) -> Outcome {
         if self.slow.swap(false, Ordering::SeqCst) {
-            self.clock.advance(TimeDelta::minutes(9));
+            self.clock.advance(TimeDelta::minutes(3));
         }
         Outcome::Accepted("250 ok".into())
     }
@@ -226,7 +226,7 @@ both_databases! {
         let (listed, _) = DeliveryStore::list(&store, &DeliveryFilter::default(), None, 10, now).await.expect("listed");
         assert!(listed.iter().all(|one| one.attempts == 1 && one.in_doubt == 0), "{listed:?}");
         let begun: BTreeSet<_> = listed.iter().map(|one| one.attempted_at).collect();
-        assert_eq!(begun, BTreeSet::from([Some(now), Some(now + TimeDelta::minutes(9))]));
+        assert_eq!(begun, BTreeSet::from([Some(now), Some(now + TimeDelta::minutes(3))]));
     }
 
     async fn a_daily_limit_holds_over_restarts_and_replicas_and_defers(db: TestDatabase) {

@@ -25,19 +25,22 @@ const CLAIM: u64 = 128;
 /// Batches in work at once: while the outcomes of one are recorded, those of the other are sent.
 const LANES: usize = 2;
 /// Outcomes recorded at once at most. What was sent and not recorded is in doubt if the process dies: few, and soon.
-const RECORD: usize = 64;
+const RECORD: usize = 32;
 /// Letters with up to this many keys are read together.
 const SHORT_LETTER: i64 = 100;
 /// Keys of a longer letter read at once.
 const ENTRIES: u64 = 2_000;
-/// A letter with more keys than this is written while no other such is: one in memory at a time.
+/// A letter with more keys than this is written and sent while no other such is: one in memory at a time.
 const LONG_LETTER: i64 = 20_000;
-/// How long a claimed email is left to its owner. No attempt is begun that might outlast it.
-const LEASE: TimeDelta = TimeDelta::minutes(10);
+/// How many of the longest attempts a lease lasts for. No attempt is begun that might outlast it.
+const LEASE_ATTEMPTS: i32 = 3;
 /// By how much the clocks of two replicas may differ without one taking what the other still sends.
 const SKEW: TimeDelta = TimeDelta::minutes(1);
 /// How long to wait for a database that does not answer before the next try.
 const DATABASE_RETRY: Duration = Duration::from_millis(250);
+
+/// What a delivery's last reply says where its letter could not be written.
+const UNWRITTEN: &str = "the message could not be written; the log says why";
 
 /// What one run did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,7 +63,7 @@ pub struct Deliver {
     pub transport: Arc<dyn MailTransport>,
     /// How many at once.
     pub connections: Semaphore,
-    /// One long letter is written at a time.
+    /// One long letter at a time.
     pub long_letter: Semaphore,
     /// The time: a run may take long.
     pub clock: SharedClock,
@@ -109,7 +112,7 @@ impl Deliver {
         let mut done = Delivered::default();
         while !self.shutdown.is_cancelled() {
             let now = now.max(self.clock.now());
-            let claimed = self.store.claim(&self.owner, now, now + LEASE, CLAIM).await?;
+            let claimed = self.store.claim(&self.owner, now, now + self.lease(), CLAIM).await?;
             if claimed.is_empty() {
                 break;
             }
@@ -145,7 +148,7 @@ impl Deliver {
     where
         F: Future<Output = Result<T, StorageError>>,
     {
-        let until = Instant::now() + LEASE.to_std().unwrap_or_default();
+        let until = Instant::now() + self.lease().to_std().unwrap_or_default();
         loop {
             match ask().await {
                 Err(StorageError::Unavailable(cause)) if Instant::now() < until && !self.shutdown.is_cancelled() => {
@@ -178,11 +181,17 @@ impl Deliver {
     async fn attempt(&self, delivery: &ClaimedDelivery, contents: &Contents, begun: Instant) -> Outcome {
         // Real time, whatever clock the service runs on: it is the mail server that is spared.
         tokio::time::sleep_until(begun + delivery.wait.to_std().unwrap_or_default()).await;
+        let Some(facts) = contents.facts.get(&delivery.stage) else {
+            tracing::error!(delivery_id = %delivery.id, "an email's stage was never dispatched");
+            return Outcome::Unavailable(UNWRITTEN.to_owned());
+        };
+        // Before the connection, so that long letters do not keep others waiting; and until it is sent, for it is long until then.
+        let _turn = if facts.key_count > LONG_LETTER { self.long_letter.acquire().await.ok() } else { None };
         let Ok(_connection) = self.connections.acquire().await else { return Outcome::Untried };
         if self.shutdown.is_cancelled() || !self.outlasts(delivery.lease_until) {
             return Outcome::Untried;
         }
-        match self.write(delivery, contents).await {
+        match self.write(delivery, facts, contents).await {
             // Writing may have taken long.
             Ok(_) if !self.outlasts(delivery.lease_until) => Outcome::Untried,
             Ok(content) => {
@@ -194,20 +203,31 @@ impl Deliver {
             // Ours to mend, not the recipient's to suffer for: it is tried again and stands in the delivery's last reply.
             Err(error) => {
                 tracing::error!(delivery_id = %delivery.id, %error, "an email could not be written");
-                Outcome::Unavailable("the message could not be written; the log says why".to_owned())
+                Outcome::Unavailable(UNWRITTEN.to_owned())
             }
         }
     }
 
-    /// Whether a lease lasts for the longest attempt that could begin now, also by the clock of another replica.
-    fn outlasts(&self, lease_until: DateTime<Utc>) -> bool {
-        let longest = TimeDelta::from_std(self.transport.longest()).unwrap_or(LEASE);
-        self.clock.now() + longest + SKEW < lease_until
+    fn longest(&self) -> TimeDelta {
+        TimeDelta::from_std(self.transport.longest()).unwrap_or(TimeDelta::hours(1))
     }
 
-    async fn write(&self, delivery: &ClaimedDelivery, contents: &Contents) -> Result<Vec<u8>, WriteError> {
-        let facts = contents.facts.get(&delivery.stage).ok_or(WriteError::NoFacts)?;
-        let _turn = if facts.key_count > LONG_LETTER { self.long_letter.acquire().await.ok() } else { None };
+    /// How long a claimed email is left to its owner.
+    fn lease(&self) -> TimeDelta {
+        self.longest() * LEASE_ATTEMPTS + SKEW
+    }
+
+    /// Whether a lease lasts for the longest attempt that could begin now, also by the clock of another replica.
+    fn outlasts(&self, lease_until: DateTime<Utc>) -> bool {
+        self.clock.now() + self.longest() + SKEW < lease_until
+    }
+
+    async fn write(
+        &self,
+        delivery: &ClaimedDelivery,
+        facts: &LetterFacts,
+        contents: &Contents,
+    ) -> Result<Vec<u8>, WriteError> {
         let mut draft = self.writer.begin(facts, delivery)?;
         if let Some(entries) = contents.short.get(&delivery.stage) {
             draft.add(entries)?;
@@ -228,8 +248,6 @@ impl Deliver {
 
 #[derive(Debug, thiserror::Error)]
 enum WriteError {
-    #[error("its stage was never dispatched")]
-    NoFacts,
     #[error(transparent)]
     Letter(#[from] LetterError),
     #[error(transparent)]

@@ -7,6 +7,7 @@ use futures::{StreamExt, stream};
 
 use super::ports::{DispatchStore, PeerError, Published, RecipientSource, StageId, StorageError};
 use super::signals::Signals;
+use crate::domain::recipient::RecipientChunk;
 
 /// Stages claimed at once. Small, so that replicas share the work.
 const CLAIM: u64 = 64;
@@ -16,6 +17,9 @@ const CONCURRENCY: usize = 8;
 const LEASE: TimeDelta = TimeDelta::minutes(10);
 /// Locations asked for in one call, as location-service allows.
 const LOCATIONS: u64 = 10_000;
+
+/// Parts of an answer noted at once where they have arrived: one transaction for the people of most agencies.
+const CHUNKS: usize = 8;
 
 /// Why a stage was not dispatched.
 #[derive(Debug, thiserror::Error)]
@@ -140,9 +144,16 @@ impl Dispatch {
     }
 
     async fn ask(&self, id: &StageId, locations: Vec<crate::domain::ids::LocationId>) -> Result<bool, DispatchError> {
-        let mut chunks = self.recipients.recipients(&id.agency_id, locations).await?;
-        while let Some(chunk) = chunks.next().await {
-            if !self.store.collect(id, &self.owner, chunk?).await? {
+        let mut chunks = self.recipients.recipients(&id.agency_id, locations).await?.ready_chunks(CHUNKS);
+        while let Some(some) = chunks.next().await {
+            let mut whole = RecipientChunk::default();
+            for chunk in some {
+                let chunk = chunk?;
+                whole.agency = chunk.agency.or(whole.agency);
+                whole.recipients.extend(chunk.recipients);
+                whole.locations.extend(chunk.locations);
+            }
+            if !self.store.collect(id, &self.owner, whole).await? {
                 return Ok(false);
             }
         }

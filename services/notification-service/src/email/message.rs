@@ -1,9 +1,5 @@
 //! From a letter's words to a MIME message.
 
-use std::io::Write;
-
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use lettre::Address;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::message::{Attachment, Mailbox, Message, MultiPart, MultiPartKind, SinglePart};
@@ -26,9 +22,6 @@ const TEMPLATES: [(&str, &str); 3] = [
     (TEXT, include_str!("../../templates/deletion_notice.txt")),
     (HTML, include_str!("../../templates/deletion_notice.html")),
 ];
-
-/// Mail servers refuse messages of 10 to 25 MB, of which an attachment's encoding takes a third: a longer table is compressed.
-const PLAIN_TABLE_BYTES: usize = 5 * 1024 * 1024;
 
 /// Longer subjects are cut off by the programs that show them.
 const SUBJECT_CHARS: usize = 160;
@@ -86,14 +79,12 @@ fn broken(error: minijinja::Error) -> LetterError {
 fn attachment(table: Table, facts: &LetterFacts) -> Result<(String, ContentType, Vec<u8>), LetterError> {
     let fault = |error: &dyn std::fmt::Display| LetterError::Fault(error.to_string());
     let name = format!("unused-api-keys-{}.csv", facts.delete_at.format("%Y-%m-%d"));
-    let content = table.finish()?;
     let kind = |text: &str| ContentType::parse(text).map_err(|e| fault(&e));
-    if content.len() <= PLAIN_TABLE_BYTES {
-        return Ok((name, kind("text/csv; charset=utf-8")?, content));
-    }
-    let mut packed = GzEncoder::new(Vec::new(), Compression::default());
-    packed.write_all(&content).map_err(|e| fault(&e))?;
-    Ok((format!("{name}.gz"), kind("application/gzip")?, packed.finish().map_err(|e| fault(&e))?))
+    let table = table.finish()?;
+    Ok(match table.packed {
+        false => (name, kind("text/csv; charset=utf-8")?, table.content),
+        true => (format!("{name}.gz"), kind("application/gzip")?, table.content),
+    })
 }
 
 struct Draft {

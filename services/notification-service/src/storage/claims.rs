@@ -38,12 +38,10 @@ impl Store {
         lease_until: DateTime<Utc>,
         limit: u64,
     ) -> Result<Vec<ClaimedDelivery>, StorageError> {
-        // Mostly there is nothing to claim: that is found out without taking the write lock.
-        let either = Condition::any().add(is_due(now)).add(is_abandoned(now));
-        if deliveries::Entity::find().filter(either).limit(1).one(&self.db).await?.is_none() {
+        if !self.anything_to_claim(now).await? {
             return Ok(Vec::new());
         }
-        let tx = self.begin().await?;
+        let tx = self.begin_on_queue().await?;
         let mut book = if self.limits.is_none() { None } else { Some(limits::lock(&tx).await?) };
         let most = book.map_or(limit, |mut book| self.limits.grant(&mut book, limit, now).count);
         let rows = pick(&tx, now, most).await?;
@@ -63,6 +61,16 @@ impl Store {
         self.cancel(pointless, now).await?;
         let claimed = alive.into_iter().zip(0..);
         claimed.map(|(row, n)| claimed_of(row, grant.wait + grant.gap * n, lease_until)).collect()
+    }
+
+    /// Mostly there is nothing to claim: that is found out without taking the write lock, by one look into an index each.
+    async fn anything_to_claim(&self, now: DateTime<Utc>) -> Result<bool, DbErr> {
+        let one = |condition: Condition| {
+            let found =
+                deliveries::Entity::find().select_only().column(deliveries::Column::DeliveryId).filter(condition);
+            found.order_by_asc(deliveries::Column::NextAttemptAt).into_tuple::<String>().one(&self.db)
+        };
+        Ok(one(is_due(now)).await?.is_some() || one(is_abandoned(now)).await?.is_some())
     }
 
     /// Cancels emails that have nothing left to tell.

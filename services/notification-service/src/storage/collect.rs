@@ -14,6 +14,9 @@ use crate::app::ports::{StageId, StorageError};
 use crate::domain::ids::LocationId;
 use crate::domain::plan::{HoldReason, LotState, PlanState};
 
+/// Rows in one INSERT of narrow tables.
+pub(super) const ROWS: usize = 1_000;
+
 pub(super) fn lease_is_over(now: DateTime<Utc>) -> Condition {
     Condition::any().add(stages::Column::LeaseUntil.is_null()).add(stages::Column::LeaseUntil.lte(to_micros(now)))
 }
@@ -109,13 +112,15 @@ pub(super) async fn name_locations(
     id: &StageId,
     named: Vec<(LocationId, String)>,
 ) -> Result<(), DbErr> {
-    let rows = named.into_iter().map(|(location_id, name)| location_names::ActiveModel {
-        plan_id: Set(id.plan_id.as_str().to_owned()),
-        agency_id: Set(id.agency_id.as_str().to_owned()),
-        location_id: Set(location_id.into()),
-        name: Set(name),
-    });
-    location_names::Entity::insert_many(rows).on_conflict_do_nothing().exec_without_returning(tx).await?;
+    for some in named.chunks(ROWS) {
+        let rows = some.iter().map(|(location_id, name)| location_names::ActiveModel {
+            plan_id: Set(id.plan_id.as_str().to_owned()),
+            agency_id: Set(id.agency_id.as_str().to_owned()),
+            location_id: Set(location_id.as_str().to_owned()),
+            name: Set(name.clone()),
+        });
+        location_names::Entity::insert_many(rows).on_conflict_do_nothing().exec_without_returning(tx).await?;
+    }
     Ok(())
 }
 

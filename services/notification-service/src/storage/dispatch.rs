@@ -8,7 +8,7 @@ use sea_orm::{ActiveValue::Set, Condition, DatabaseTransaction, DbErr, QueryOrde
 use service_kit::time::{from_micros, to_micros};
 
 use super::announce::live_counts;
-use super::collect::{due, forget_collected, lease_is_over, name_locations, scope};
+use super::collect::{ROWS, due, forget_collected, lease_is_over, name_locations, scope};
 use super::entities::{deliveries, entries, lots, notice_scopes, plans, stage_recipients, stages};
 use super::outbox::{Addressee, News, Told, notify, queue};
 use super::projection::{lock_head, write_notifications};
@@ -23,8 +23,6 @@ use crate::domain::recipient::{Reach, RecipientChunk};
 
 /// People handled at once.
 const PAGE: u64 = 500;
-/// Rows in one INSERT of narrow tables.
-const ROWS: usize = 1_000;
 
 #[async_trait]
 impl DispatchStore for Store {
@@ -133,7 +131,12 @@ impl DispatchStore for Store {
         ])
         .update_column(stage_recipients::Column::Email)
         .to_owned();
-        stage_recipients::Entity::insert_many(people).on_conflict(latest).exec_without_returning(&tx).await?;
+        while !people.is_empty() {
+            let rest = people.split_off(people.len().min(ROWS));
+            let insert = stage_recipients::Entity::insert_many(people).on_conflict(latest.clone());
+            insert.exec_without_returning(&tx).await?;
+            people = rest;
+        }
         while !scopes.is_empty() {
             let rest = scopes.split_off(scopes.len().min(ROWS));
             notice_scopes::Entity::insert_many(scopes).on_conflict_do_nothing().exec_without_returning(&tx).await?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::prelude::*;
-use sea_orm::sea_query::{ExprTrait, Query};
+use sea_orm::sea_query::{ExprTrait, Query, SimpleExpr};
 use sea_orm::{ActiveValue::Set, Condition, DatabaseTransaction, DbErr, QueryOrder, QuerySelect, Select};
 use service_kit::time::{from_micros, to_micros};
 
@@ -202,8 +202,9 @@ async fn without_open(tx: &DatabaseTransaction, keys: &BTreeSet<Key>) -> Result<
     let same = |email: deliveries::Column, stage: stages::Column| {
         Expr::col((deliveries::Entity, email)).equals((stages::Entity, stage))
     };
+    // A value, not EXISTS, which a planner without statistics turns into a join over all emails.
     let open = Query::select()
-        .expr(Expr::value(1))
+        .column((deliveries::Entity, deliveries::Column::State))
         .from(deliveries::Entity)
         .and_where(same(deliveries::Column::PlanId, stages::Column::PlanId))
         .and_where(same(deliveries::Column::AgencyId, stages::Column::AgencyId))
@@ -212,13 +213,14 @@ async fn without_open(tx: &DatabaseTransaction, keys: &BTreeSet<Key>) -> Result<
             Expr::col((deliveries::Entity, deliveries::Column::State))
                 .is_in([DeliveryState::Pending.code(), DeliveryState::Sending.code()]),
         )
+        .limit(1)
         .to_owned();
     let found: Vec<Key> = around(keys)
         .select_only()
         .column(stages::Column::PlanId)
         .column(stages::Column::AgencyId)
         .column(stages::Column::Stage)
-        .filter(Expr::not_exists(open))
+        .filter(SimpleExpr::SubQuery(None, Box::new(open.into())).is_null())
         .into_tuple()
         .all(tx)
         .await?;

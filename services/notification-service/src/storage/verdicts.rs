@@ -29,7 +29,7 @@ impl Store {
             return Ok(());
         }
         let keys: BTreeSet<_> = verdicts.iter().map(|(delivery, _)| key_of(&delivery.stage)).collect();
-        let tx = self.begin().await?;
+        let tx = self.begin_on_queue().await?;
         let stages = lock_all(&tx, &keys).await?;
         write(&tx, owner, verdicts, now).await?;
         settle_all(&tx, stages, now).await?;
@@ -120,7 +120,8 @@ async fn write(
         ])
         .and_where(old(Column::DeliveryId).eq(id))
         .and_where(old(Column::Attempts).eq(attempt))
-        .and_where(old(Column::State).eq(DeliveryState::Sending.code()))
+        // Not by the index of states: each of these emails has its key.
+        .and_where(old(Column::State).add(0).eq(DeliveryState::Sending.code()))
         .and_where(old(Column::LeaseOwner).eq(owner));
     let written = tx.execute(&update).await?.rows_affected();
     let lost = (verdicts.len() as u64).saturating_sub(written);
