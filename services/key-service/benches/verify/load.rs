@@ -79,8 +79,8 @@ impl Draw {
             Self::FreshUnknown => seed::unknown_secret(random >> 24).expose().to_owned(),
             Self::Malformed(keys) => seed::malformed_secret(random % keys),
         };
-        // As a gateway sends it; of many sources, so that none looks like one that guesses.
-        let source_ip = format!("10.{}.{}.{}", (random >> 16) & 255, (random >> 8) & 255, random & 255);
+        // As a gateway sends it; of so many sources that none looks like one that guesses.
+        let source_ip = format!("10.1.{}.{}", (random >> 8) & 255, random & 255);
         Some(VerifyKeyRequest { secret, required_scopes: Vec::new(), source_ip })
     }
 

@@ -3,6 +3,7 @@ use key_service::app::verify::{UsageRecorder, UsageStore};
 use key_service::storage::entities::usage_writers;
 use sea_orm::EntityTrait;
 use service_kit::both_databases;
+use service_kit::testing::Kind;
 use service_kit::time::to_micros;
 
 use key_service::domain::key::VerifyCode;
@@ -38,17 +39,7 @@ both_databases! {
 
     async fn batches_of_any_size_are_stored_whole(db: TestDatabase) {
         let world = World::new(&db).await;
-        let now = to_micros(start());
-        for chunk in (0..2_500).collect::<Vec<_>>().chunks(500) {
-            let rows: Vec<_> = chunk
-                .iter()
-                .map(|n| format!("('key_{n:05}', 'agy_1', '', '', '[]', '[]', {now}, 1, {}, 1)", selector(&db.kind, *n)))
-                .collect();
-            world.execute(&format!(
-                "INSERT INTO api_keys (id, agency_id, display_name, display_prefix, scopes, allowed_cidrs, created_at, state, \
-                 selector, revision) VALUES {}", rows.join(",")
-            )).await;
-        }
+        insert_keys(&world, &db.kind, 2_500).await;
         let used_at = start() + TimeDelta::seconds(1);
         let uses: Vec<_> = (0..2_500).map(|n| (format!("key_{n:05}"), used_at)).collect();
         world.store.store_uses(&uses).await.unwrap();
@@ -73,6 +64,24 @@ both_databases! {
         let (a, b) = tokio::join!(world.store.store_uses(&early), world.store.store_uses(&late));
         assert!(a.is_ok() && b.is_ok());
         assert_eq!(world.count(&format!("api_keys WHERE last_used_at = {}", to_micros(start() + TimeDelta::minutes(2)))).await, 40);
+    }
+
+    async fn large_flushes_of_two_replicas_at_once_never_deadlock(db: TestDatabase) {
+        let world = World::new(&db).await;
+        insert_keys(&world, &db.kind, 2_000).await;
+        for round in 0..10 {
+            // Each replica sorts by key in its own way: the statement has to bring both into one order.
+            let uses = |at: i64| {
+                let used_at = start() + TimeDelta::seconds(at);
+                (0..2_000).map(|n| (format!("key_{n:05}"), used_at)).collect::<Vec<_>>()
+            };
+            let (forth, mut back) = (uses(2 * round + 1), uses(2 * round + 2));
+            back.reverse();
+            let (a, b) = tokio::join!(world.store.store_uses(&forth), world.store.store_uses(&back));
+            a.unwrap();
+            b.unwrap();
+        }
+        assert_eq!(world.count(&format!("api_keys WHERE last_used_at = {}", to_micros(start() + TimeDelta::seconds(20)))).await, 2_000);
     }
 
     async fn a_replica_says_through_when_its_uses_are_stored(db: TestDatabase) {
@@ -109,9 +118,27 @@ both_databases! {
     }
 }
 
-fn selector(kind: &service_kit::testing::Kind, number: i32) -> String {
+/// Keys `key_00000` and on, without secrets.
+async fn insert_keys(world: &World, kind: &Kind, count: i32) {
+    let now = to_micros(start());
+    for chunk in (0..count).collect::<Vec<_>>().chunks(500) {
+        let rows: Vec<_> = chunk
+            .iter()
+            .map(|n| format!("('key_{n:05}', 'agy_1', '', '', '[]', '[]', {now}, 1, {}, 1)", selector(kind, *n)))
+            .collect();
+        world
+            .execute(&format!(
+                "INSERT INTO api_keys (id, agency_id, display_name, display_prefix, scopes, allowed_cidrs, created_at, state, \
+                 selector, revision) VALUES {}",
+                rows.join(",")
+            ))
+            .await;
+    }
+}
+
+fn selector(kind: &Kind, number: i32) -> String {
     match kind {
-        service_kit::testing::Kind::Sqlite => format!("X'{number:032x}'"),
-        service_kit::testing::Kind::Postgres => format!("'\\x{number:032x}'::bytea"),
+        Kind::Sqlite => format!("X'{number:032x}'"),
+        Kind::Postgres => format!("'\\x{number:032x}'::bytea"),
     }
 }
