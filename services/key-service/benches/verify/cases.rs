@@ -1,13 +1,13 @@
 //! What is measured side by side.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use keysweep_proto::key::v1::VerifyCode;
 
 use crate::child::{Measured, Server};
-use crate::load::{Clients, Draw, Walk, call};
+use crate::load::{Clients, Draw, Walk, call, closed_loop};
 use crate::options::Options;
 use crate::report::{Figure, Report};
 use crate::seed::Seeded;
@@ -55,6 +55,35 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
             let case = format!("hit of {size}");
             bench.paired(report, &case, USUAL_IN_FLIGHT, std::slice::from_ref(&echo), &candidate).await?;
         }
+    }
+    if bench.options.wants("sustained") {
+        sustained(bench, report).await?;
+    }
+    Ok(())
+}
+
+/// Hits without a pause between them: how many calls a second there are once so many uses wait to be stored that they
+/// take turns.
+async fn sustained(bench: &Bench<'_>, report: &mut Report) -> anyhow::Result<()> {
+    let part = 10 * bench.options.slice();
+    let draw = Arc::new(Draw::Random(bench.options.keys));
+    let load = async |server, time| {
+        let clients = bench.clients(server);
+        let load = (&draw, VerifyCode::Valid);
+        let slice = closed_loop(clients, USUAL_IN_FLIGHT, load, (Duration::ZERO, time), &bench.measured).await?;
+        anyhow::ensure!(slice.errors == 0, "{} errors, the first: {:?}", slice.errors, slice.first_error);
+        anyhow::Ok(slice.calls_per_s)
+    };
+    let before = load(Server::Echo, part / 2).await?;
+    let mut parts = Vec::new();
+    for _ in 0..6 {
+        parts.push(load(Server::Key, part).await?);
+    }
+    bench.settle().await?;
+    let echo = (before + load(Server::Echo, part / 2).await?) / 2.0;
+    for (number, calls_per_s) in parts.iter().enumerate() {
+        let what = format!("hits without a pause, part {} of 6, {:.0} s each", number + 1, part.as_secs_f64());
+        report.figure(Figure::new(bench.seeded.name(), &what, calls_per_s / echo, "× echo"));
     }
     Ok(())
 }
@@ -118,7 +147,7 @@ async fn settled(options: &Options, seeded: &Seeded) -> anyhow::Result<()> {
     let before = seeded.flushed_through().await?;
     let patience = Instant::now() + 2 * options.settle();
     while seeded.flushed_through().await? < before + 2_500_000 && Instant::now() < patience {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
 }

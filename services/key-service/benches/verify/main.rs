@@ -8,7 +8,7 @@
 //! | `--rounds N` | 9 | paired slices of each measurement |
 //! | `--slice-ms N`, `--lead-ms N` | 1000, 500 | length of a slice, and of the load before it |
 //! | `--in-flight A,B` | 1,16,64,256 | calls in flight, over `--connections` (4) |
-//! | `--only CASE,…` | all | `miss`, `single-flight`, `echo`, `hit`, `malformed`, `unknown-cached`, `unknown-fresh`, `sizes`, `recording`, `memory` |
+//! | `--only CASE,…` | all | `miss`, `single-flight`, `echo`, `hit`, `malformed`, `unknown-cached`, `unknown-fresh`, `sizes`, `sustained`, `recording`, `memory` |
 //! | `--database D` | both | `sqlite` or `postgres` |
 //! | `--set NAME=VALUE` | | a setting of key-service, by its name in the environment |
 //! | `--plot FILE` | target/bench/verify.svg | where the plot goes |
@@ -27,7 +27,7 @@
 //!   never the same.
 //! - *miss*: keys that were never asked for, beside the echo and beside an echo that reads the row by one bare prepared SELECT
 //!   through a pool of the same size. *single-flight*: 1,000 callers of one cold key, counted by PostgreSQL.
-//! - *sizes*: hits among ever more keys. *recording*: database time a use (`pg_stat_database.active_time`) at 10,000 distinct
+//! - *sizes*: hits among ever more keys. *sustained*: hits for a minute without a pause, when uses wait their turn to be stored. *recording*: database time a use (`pg_stat_database.active_time`) at 10,000 distinct
 //!   keys a second, beside bare UNNEST batches. *memory*: what the real binary holds resident, before and after every key was verified.
 
 #![expect(clippy::print_stderr, reason = "a benchmark tells whoever ran it how far it is")]
