@@ -33,7 +33,7 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
         }
     }
     warm(bench.clients(Server::Key), &once.draw, bench.options.quick).await?;
-    bench.settle().await?;
+    bench.settle(bench.options.settle_wholly()).await?;
     let draws = [
         ("echo", Draw::Random(keys), Server::Echo),
         ("hit", Draw::Random(keys), Server::Key),
@@ -74,16 +74,15 @@ async fn sustained(bench: &Bench<'_>, report: &mut Report) -> anyhow::Result<()>
         anyhow::ensure!(slice.errors == 0, "{} errors, the first: {:?}", slice.errors, slice.first_error);
         anyhow::Ok(slice.calls_per_s)
     };
-    let before = load(Server::Echo, part / 2).await?;
-    let mut parts = Vec::new();
-    for _ in 0..6 {
-        parts.push(load(Server::Key, part).await?);
+    bench.settle(bench.options.settle_wholly()).await?;
+    let echo = load(Server::Echo, part / 2).await?;
+    let mut shares = Vec::new();
+    for number in 1..=6 {
+        shares.push((format!("hits without a pause, part {number} of 6"), load(Server::Key, part).await? / echo));
     }
-    bench.settle().await?;
-    let echo = (before + load(Server::Echo, part / 2).await?) / 2.0;
-    for (number, calls_per_s) in parts.iter().enumerate() {
-        let what = format!("hits without a pause, part {} of 6, {:.0} s each", number + 1, part.as_secs_f64());
-        report.figure(Figure::new(bench.seeded.name(), &what, calls_per_s / echo, "× echo"));
+    shares.push(("echo while those uses are stored".to_owned(), load(Server::Echo, part / 2).await? / echo));
+    for (what, share) in shares {
+        report.figure(Figure::new(bench.seeded.name(), &what, share, "× echo"));
     }
     Ok(())
 }
@@ -94,7 +93,7 @@ fn sizes(keys: u64) -> impl Iterator<Item = u64> {
 }
 
 /// Verifies every key that `once` has left.
-pub(crate) async fn warm(clients: &Clients, once: &Arc<Draw>, quiet: bool) -> anyhow::Result<()> {
+async fn warm(clients: &Clients, once: &Arc<Draw>, quiet: bool) -> anyhow::Result<()> {
     let begun = Instant::now();
     let callers: Vec<_> = (0..WARM_UP_CALLERS)
         .map(|caller| {
@@ -117,6 +116,13 @@ pub(crate) async fn warm(clients: &Clients, once: &Arc<Draw>, quiet: bool) -> an
         eprintln!("warmed: {calls} keys in {:.0} s", begun.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+/// Verifies every key once.
+pub(crate) async fn warm_all(bench: &Bench<'_>) -> anyhow::Result<()> {
+    let once = Arc::new(Draw::Once(Walk::new(bench.options.keys)));
+    warm(bench.clients(Server::Key), &once, bench.options.quick).await?;
+    bench.settle(bench.options.settle_wholly()).await
 }
 
 /// What the real binary holds resident before and after every key was verified once.
@@ -145,7 +151,7 @@ pub(crate) async fn memory(options: &Options, seeded: &Seeded, report: &mut Repo
 /// Two flushes later, whatever waited to be stored is stored.
 async fn settled(options: &Options, seeded: &Seeded) -> anyhow::Result<()> {
     let before = seeded.flushed_through().await?;
-    let patience = Instant::now() + 2 * options.settle();
+    let patience = Instant::now() + options.settle_wholly();
     while seeded.flushed_through().await? < before + 2_500_000 && Instant::now() < patience {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

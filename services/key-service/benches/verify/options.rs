@@ -76,9 +76,15 @@ impl Options {
         Duration::from_secs(if self.quick { 0 } else { 11 })
     }
 
-    /// How long flushes that cannot keep up are waited for.
+    /// How long uses that are still to be stored are waited for after a slice: those that take longer weigh on the
+    /// reference as well. See the case `sustained` for how much.
     pub(crate) fn settle(&self) -> Duration {
-        if self.quick { Duration::from_millis(20) } else { Duration::from_secs(30) }
+        if self.quick { Duration::from_millis(20) } else { Duration::from_secs(2) }
+    }
+
+    /// How long they are waited for where all of them count.
+    pub(crate) fn settle_wholly(&self) -> Duration {
+        if self.quick { Duration::from_millis(20) } else { Duration::from_secs(60) }
     }
 
     /// Whether a case was asked for.

@@ -66,7 +66,7 @@ pub(crate) async fn recording(bench: &Bench<'_>, report: &mut Report) -> anyhow:
             let begin = (round * 2 + place as u64) * uses;
             let before = active_ms(bench).await?;
             paced(bench, (begin, seconds, per_s), repeat).await?;
-            bench.settle().await?;
+            bench.settle(bench.options.settle_wholly()).await?;
             tokio::time::sleep(bench.options.counters_are_late_by()).await;
             let spent = active_ms(bench).await? - before;
             per_use[place].push(spent * 1e3 / uses as f64);

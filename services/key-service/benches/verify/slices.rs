@@ -47,8 +47,9 @@ pub(crate) struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    pub(crate) async fn start(options: &'a Options, seeded: &'a Seeded) -> anyhow::Result<Self> {
+    pub(crate) async fn start(options: &'a Options, seeded: &'a Seeded, more: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut settings = seeded.settings(0)?;
+        settings.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         settings.extend(options.overrides()?);
         let measured = Measured::bench(&settings)?;
         let connect = |server| Clients::connect(measured.port(server), options.connections);
@@ -93,15 +94,15 @@ impl<'a> Bench<'a> {
         let load = (&target.draw, target.expected());
         let slice = closed_loop(self.clients(target.server), in_flight, load, times, &self.measured).await?;
         if target.server == Server::Key {
-            self.settle().await?;
+            self.settle(self.options.settle()).await?;
         }
         Ok(slice)
     }
 
-    /// Waits until every use so far is stored, so that no flush of one slice is paid for by the next.
-    pub(crate) async fn settle(&self) -> anyhow::Result<()> {
+    /// Waits until every use so far is stored, but no longer than `patience`.
+    pub(crate) async fn settle(&self, patience: Duration) -> anyhow::Result<()> {
         let now = to_micros(SystemClock.now());
-        let patience = std::time::Instant::now() + self.options.settle();
+        let patience = std::time::Instant::now() + patience;
         while self.seeded.flushed_through().await? < now && std::time::Instant::now() < patience {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
