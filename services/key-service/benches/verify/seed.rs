@@ -136,11 +136,12 @@ impl Seeded {
         Ok(pairs.map(|(name, value)| (name.to_owned(), value)).to_vec())
     }
 
-    /// Through which instant all uses are stored, in unix microseconds.
+    /// Through which instant all uses of the process that was started last are stored, in unix microseconds. Those before
+    /// were killed, and say nothing more.
     pub(crate) async fn flushed_through(&self) -> anyhow::Result<i64> {
-        let sql = "SELECT COALESCE(MIN(flushed_through_at), 0) AS at FROM usage_writers WHERE closed_at IS NULL";
+        let sql = "SELECT flushed_through_at AS at FROM usage_writers ORDER BY started_at DESC LIMIT 1";
         let row = self.db.query_one_raw(sea_orm::Statement::from_string(self.db.get_database_backend(), sql)).await?;
-        Ok(row.context("an aggregate has a row")?.try_get("", "at")?)
+        Ok(row.context("no process records uses")?.try_get("", "at")?)
     }
 }
 
