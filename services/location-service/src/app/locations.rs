@@ -245,11 +245,7 @@ impl App {
             self.remember(key.as_ref(), &location.id, now).await?;
             return self.view(stored).await;
         }
-        location.revision += 1;
-        location.updated_at = now;
-        let outcome = self.store.update_location(&location, key.as_ref()).await?;
-        let id = written(outcome)?.unwrap_or(location.id);
-        self.view_of(&id).await
+        self.changed(location, key.as_ref(), now).await
     }
 
     /// Deletes a location softly; one that is deleted stays as it is.
@@ -287,12 +283,8 @@ impl App {
             self.remember(key.as_ref(), &location.id, now).await?;
             return Ok(LocationView { location, api_key: None });
         }
-        location.revision += 1;
-        location.updated_at = now;
         location.deleted_at = Some(now);
-        let outcome = self.store.update_location(&location, key.as_ref()).await?;
-        let id = written(outcome)?.unwrap_or(location.id);
-        self.view_of(&id).await
+        self.changed(location, key.as_ref(), now).await
     }
 
     /// Brings a deleted location back while it may be; one that is not deleted stays as it is.
@@ -334,10 +326,20 @@ impl App {
         if !location.can_be_undeleted(now) {
             return Err(AppError::LocationDeleted { location_id: location.id, deleted_at });
         }
+        location.deleted_at = None;
+        self.changed(location, key.as_ref(), now).await
+    }
+
+    /// Stores a changed location and shows it as it then is.
+    async fn changed(
+        &self,
+        mut location: Location,
+        key: Option<&MutationKey>,
+        now: DateTime<Utc>,
+    ) -> Result<LocationView, AppError> {
         location.revision += 1;
         location.updated_at = now;
-        location.deleted_at = None;
-        let outcome = self.store.update_location(&location, key.as_ref()).await?;
+        let outcome = self.store.update_location(&location, key).await?;
         let id = written(outcome)?.unwrap_or(location.id);
         self.view_of(&id).await
     }

@@ -76,6 +76,9 @@ where
             request_id: header(request.headers(), REQUEST_ID_KEY)
                 .filter(|id| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()))
                 .map_or_else(|| self.rules.ids.next(), str::to_owned),
+            traceparent: header(request.headers(), TRACEPARENT_KEY)
+                .filter(|value| is_traceparent(value))
+                .map(str::to_owned),
         };
         let actor = match actor_header(request.headers()) {
             Ok(actor) => actor,
@@ -83,12 +86,10 @@ where
         };
         let own = (!self.rules.long_calls.contains(&request.uri().path())).then_some(self.rules.limit);
         let limit = [own, caller_timeout(request.headers())].into_iter().flatten().min();
-        let traceparent =
-            header(request.headers(), TRACEPARENT_KEY).filter(|value| is_traceparent(value)).map(str::to_owned);
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         request.extensions_mut().insert(RequestContext {
             request_id: end.request_id.clone(),
-            traceparent: traceparent.clone(),
+            traceparent: end.traceparent.clone(),
             actor,
             deadline: limit.and_then(|limit| started.checked_add(limit)),
             peer,
@@ -97,22 +98,25 @@ where
         Box::pin(async move {
             let mut answer = std::pin::pin!(answer);
             // What is answered at the first look needs neither a span nor a timer: making both costs more than many an answer.
-            if let Poll::Ready(response) = futures::poll!(&mut answer) {
-                return response.map(|response| end.of(response));
-            }
-            // At the level of errors, so that an error's line carries the call's id whatever else is logged.
-            let span = tracing::error_span!("grpc", path = end.method.name, request_id = end.request_id, traceparent);
-            let bounded = async {
-                let response = match limit {
-                    None => answer.await,
-                    Some(limit) => tokio::time::timeout(limit.saturating_sub(BEFORE_TONIC), answer)
-                        .await
-                        .unwrap_or_else(|_| Ok(deadline_exceeded().into_http())),
-                };
-                response.map(|response| end.of(response))
+            let response = match futures::poll!(&mut answer) {
+                Poll::Ready(response) => response,
+                Poll::Pending => bounded(answer, limit).instrument(end.span()).await,
             };
-            bounded.instrument(span).await
+            response.map(|response| end.of(response))
         })
+    }
+}
+
+/// The answer, or that its time is over.
+async fn bounded(
+    answer: impl Future<Output = Result<Response<Body>, Infallible>>,
+    limit: Option<Duration>,
+) -> Result<Response<Body>, Infallible> {
+    match limit {
+        None => answer.await,
+        Some(limit) => tokio::time::timeout(limit.saturating_sub(BEFORE_TONIC), answer)
+            .await
+            .unwrap_or_else(|_| Ok(deadline_exceeded().into_http())),
     }
 }
 
@@ -122,9 +126,16 @@ struct End {
     started: Instant,
     method: Arc<Method>,
     request_id: String,
+    traceparent: Option<String>,
 }
 
 impl End {
+    /// At the level of errors, so that an error's line carries the call's id whatever else is logged.
+    fn span(&self) -> tracing::Span {
+        let Self { method, request_id, traceparent, .. } = self;
+        tracing::error_span!("grpc", path = method.name, request_id, traceparent)
+    }
+
     fn of(&self, response: Response<Body>) -> Response<Body> {
         let mut response = blame_the_sender(response);
         if let Ok(mut value) = HeaderValue::from_str(&self.request_id) {
@@ -139,13 +150,13 @@ impl End {
             .map_or(Code::Ok, Code::from_i32);
         let elapsed = self.started.elapsed();
         self.method.ended(code, elapsed);
-        let (path, request_id) = (&self.method.name, &self.request_id);
+        let (path, request_id, traceparent) = (&self.method.name, &self.request_id, &self.traceparent);
         let millis = elapsed.as_micros() as f64 / 1_000.0;
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => {
-                tracing::error!(path, request_id, ?code, millis, "call failed")
+                tracing::error!(path, request_id, traceparent, ?code, millis, "call failed")
             }
-            _ => tracing::debug!(path, request_id, ?code, millis, "call ended"),
+            _ => tracing::debug!(path, request_id, traceparent, ?code, millis, "call ended"),
         }
         response
     }
