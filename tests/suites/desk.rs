@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
 use keysweep::clients::{Clients, made_for};
+use keysweep_e2e::process::serving;
 use keysweep_proto::key::v1 as key;
 use service_kit::Deps;
 use service_kit::clock::{Clock, SimulatedClock};
@@ -32,6 +33,29 @@ pub(crate) fn cadence(now: DateTime<Utc>) -> (DateTime<Utc>, u32) {
     candidates.filter(|(at, _)| *at >= now + AHEAD).min().expect("there is always a next sweep")
 }
 
+/// The secret of a key that was made elsewhere.
+pub(crate) fn legacy_secret(reference: &str) -> String {
+    format!("a-legacy-secret-of-{reference}")
+}
+
+/// A key of an agency that was made elsewhere, as it is imported.
+pub(crate) fn legacy_row(
+    agency: &str,
+    reference: &str,
+    last_use: Option<DateTime<Utc>>,
+    created: DateTime<Utc>,
+) -> key::ImportRow {
+    let account = key::owner::Account::AgencyId(agency.to_owned());
+    key::ImportRow {
+        owner: Some(key::Owner { account: Some(account) }),
+        credential: Some(key::import_row::Credential::Secret(legacy_secret(reference))),
+        create_time: Some(to_proto(created)),
+        last_use_time: last_use.map(to_proto),
+        external_reference: reference.to_owned(),
+        ..Default::default()
+    }
+}
+
 /// The service.
 pub(crate) struct Desk {
     clock: Arc<SimulatedClock>,
@@ -50,12 +74,15 @@ impl Desk {
         config.sweep.day = day;
         config.sweep.breaker_max_keys = 1_000_000;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        let address = listener.local_addr().expect("an address");
+        let endpoint = format!("http://{address}");
         let clock = Arc::new(SimulatedClock::new(at));
         let jobs = JobRegistry::default();
         let deps = Deps { clock: clock.clone(), entropy: Arc::new(OsEntropy), jobs: jobs.clone() };
         let shutdown = CancellationToken::new();
         let served = tokio::spawn(key_service::run(config, deps, listener, shutdown.clone()));
+        // Before that, there is no job to settle.
+        serving(address.port()).await;
         let clients = Clients::new(&endpoint, &endpoint, &endpoint).expect("an endpoint");
         Self { clock, jobs, clients, shutdown, served }
     }

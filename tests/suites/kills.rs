@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use desk::{Desk, cadence};
+use desk::{Desk, cadence, legacy_row, legacy_secret};
 use keysweep_e2e::replica::{KeyFleet, KeyReplica};
 use keysweep_proto::key::v1 as key;
 use keysweep_proto::key::v1::VerifyCode;
@@ -21,7 +21,7 @@ use service_kit::both_databases;
 use service_kit::clock::{Clock, SystemClock};
 use service_kit::db::{self, DatabaseConfig};
 use service_kit::entropy::{Entropy, OsEntropy};
-use service_kit::time::{from_micros, to_micros, to_proto};
+use service_kit::time::{from_micros, to_micros};
 
 /// Keys that are used in every round.
 const LIVE: usize = 24;
@@ -37,10 +37,6 @@ const LONGEST: Duration = Duration::from_millis(600);
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
-}
-
-fn secret(reference: &str) -> String {
-    format!("a-legacy-secret-of-{reference}")
 }
 
 /// The database, seen from outside.
@@ -76,18 +72,6 @@ impl Watch {
     }
 }
 
-fn row(agency: &str, reference: &str, last_use: Option<DateTime<Utc>>, created: DateTime<Utc>) -> key::ImportRow {
-    let account = key::owner::Account::AgencyId(agency.to_owned());
-    key::ImportRow {
-        owner: Some(key::Owner { account: Some(account) }),
-        credential: Some(key::import_row::Credential::Secret(secret(reference))),
-        create_time: Some(to_proto(created)),
-        last_use_time: last_use.map(to_proto),
-        external_reference: reference.to_owned(),
-        ..Default::default()
-    }
-}
-
 /// One caller until the server is gone: the keys that were answered OK, and when they were last asked for.
 async fn caller(
     replica: key::key_service_client::KeyServiceClient<tonic::transport::Channel>,
@@ -96,7 +80,7 @@ async fn caller(
     let (mut replica, mut uses) = (replica, Uses::default());
     for reference in keys.iter().cycle() {
         let sent = SystemClock.now();
-        let request = key::VerifyKeyRequest { secret: secret(reference), ..Default::default() };
+        let request = key::VerifyKeyRequest { secret: legacy_secret(reference), ..Default::default() };
         let Ok(answer) = replica.verify_key(request).await else { break };
         assert_eq!(answer.get_ref().code(), VerifyCode::Valid, "{reference}");
         uses.calls += 1;
@@ -179,9 +163,9 @@ both_databases! {
         let live: Vec<_> = (0..LIVE).map(|n| format!("live-{n}")).collect();
         let planned: Vec<_> = (0..rounds * PLANNED_A_ROUND).map(|n| format!("planned-{n}")).collect();
         let long_ago = began - TimeDelta::days(700);
-        let mut rows: Vec<_> = live.iter().map(|one| row("agy_live", one, Some(began), long_ago)).collect();
-        rows.extend(planned.iter().map(|one| row("agy_planned", one, None, long_ago)));
-        rows.extend((0..IDLE).map(|n| row("agy_planned", &format!("idle-{n}"), None, long_ago)));
+        let mut rows: Vec<_> = live.iter().map(|one| legacy_row("agy_live", one, Some(began), long_ago)).collect();
+        rows.extend(planned.iter().map(|one| legacy_row("agy_planned", one, None, long_ago)));
+        rows.extend((0..IDLE).map(|n| legacy_row("agy_planned", &format!("idle-{n}"), None, long_ago)));
         let desk = Desk::open(&database.config(), &fleet.keyring(), day, sweep_at - TimeDelta::days(16)).await;
         desk.import(rows).await;
         desk.advance(sweep_at - TimeDelta::days(15) - TimeDelta::hours(5)).await;

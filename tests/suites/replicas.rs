@@ -4,8 +4,12 @@
 //! `KEYSWEEP_REVOCATIONS=1000 cargo test -p keysweep-e2e --test replicas -- --nocapture` tries as many revocations, and prints
 //! the longest and the median time until the other replica refused.
 
+mod desk;
+
 use std::time::Duration;
 
+use chrono::TimeDelta;
+use desk::{Desk, cadence, legacy_row, legacy_secret};
 use futures::future::join_all;
 use keysweep::clients::made_for;
 use keysweep_e2e::chaos::{ChaosProxy, Network};
@@ -34,19 +38,21 @@ struct Pair {
     one: KeyReplica,
     other: KeyReplica,
     proxy: ChaosProxy,
-    _fleet: KeyFleet,
-    _database: TestDatabase,
+    fleet: KeyFleet,
+    database: TestDatabase,
 }
 
 impl Pair {
     async fn start() -> Self {
-        let database = TestDatabase::new(Kind::Postgres);
-        let fleet = KeyFleet::new();
+        Self::with(KeyFleet::new(), TestDatabase::new(Kind::Postgres), &[]).await
+    }
+
+    async fn with(fleet: KeyFleet, database: TestDatabase, settings: &[(&str, &str)]) -> Self {
         let proxy = ChaosProxy::before(&database.url).await;
-        let one = fleet.start("one", &database.url, &[]).await;
+        let one = fleet.start("one", &database.url, settings).await;
         let soon = ("KEYSWEEP_DATABASE__ACQUIRE_TIMEOUT_MS", "1000");
-        let other = fleet.start("other", &proxy.url(), &[soon]).await;
-        Self { one, other, proxy, _fleet: fleet, _database: database }
+        let other = fleet.start("other", &proxy.url(), &[settings, &[soon]].concat()).await;
+        Self { one, other, proxy, fleet, database }
     }
 
     /// A key that the other replica answers from memory.
@@ -197,4 +203,70 @@ async fn a_replica_whose_connections_were_cut_finds_back() {
         other => panic!("{other:?}"),
     })
     .await;
+}
+
+/// The entry of a key in the only plan, as a replica tells it.
+async fn entry(replica: &KeyReplica, key_id: &str) -> key::Entry {
+    let mut sweeps = replica.clients.sweeps.clone();
+    let plans = sweeps.list_sweep_plans(key::ListSweepPlansRequest::default()).await.expect("plans").into_inner();
+    let plan_id = plans.sweep_plans.first().expect("a plan").plan_id.clone();
+    let request = key::ListEntriesRequest { plan_id, ..Default::default() };
+    let listed = sweeps.list_entries(request).await.expect("entries").into_inner().entries;
+    listed.into_iter().find(|entry| entry.key_id == key_id).expect("an entry of the key")
+}
+
+/// Membership of a plan, and a deletion, hold for whoever has the key in memory: a key that was refused for a scope it lacks is
+/// kept there, and no such call is a use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(keysweep_no_postgres, ignore = "left out: no PostgreSQL server is installed")]
+async fn a_plan_and_its_deletions_hold_for_every_replica() {
+    let (fleet, database) = (KeyFleet::new(), TestDatabase::new(Kind::Postgres));
+    let began = SystemClock.now();
+    let (sweep_at, day) = cadence(began);
+    let rows = ["used", "idle"].map(|one| legacy_row("agy_1", one, None, began - TimeDelta::days(700)));
+    let desk = Desk::open(&database.config(), &fleet.keyring(), day, sweep_at - TimeDelta::days(20)).await;
+    desk.import(rows.to_vec()).await;
+    desk.close().await;
+    let pair = Pair::with(fleet, database, &[("KEYSWEEP_SWEEP__DAY", &day.to_string())]).await;
+
+    // Not planned yet, and in both memories.
+    for (replica, one) in [(&pair.one, "used"), (&pair.other, "used"), (&pair.one, "idle"), (&pair.other, "idle")] {
+        let answer = replica.verify(&legacy_secret(one), &["pay"]).await.expect("an answer");
+        assert_eq!(answer.code(), VerifyCode::InsufficientScope);
+    }
+    let desk = Desk::open(
+        &pair.database.config(),
+        &pair.fleet.keyring(),
+        day,
+        sweep_at - TimeDelta::days(15) - TimeDelta::hours(5),
+    )
+    .await;
+    desk.advance(sweep_at - TimeDelta::days(15) - TimeDelta::hours(4)).await;
+
+    // Planned: the first use, wherever, rescues it, and both say so.
+    let answer = pair.other.verify(&legacy_secret("used"), &[]).await.expect("an answer");
+    assert_eq!(answer.code(), VerifyCode::Valid);
+    assert!(!answer.plan_id.is_empty(), "the use of a planned key names no plan");
+    for replica in [&pair.one, &pair.other] {
+        assert_eq!(entry(replica, &answer.key_id).await.state(), key::EntryState::Rescued);
+        let again = replica.verify(&legacy_secret("used"), &[]).await.expect("an answer");
+        assert_eq!((again.code(), again.plan_id.as_str()), (VerifyCode::Valid, ""));
+    }
+
+    // Deleted by a process that is neither.
+    pair.proxy.set(Network::Deaf);
+    desk.sweep(sweep_at, "agy_1").await;
+    desk.close().await;
+    let deleted = Instant::now();
+    for replica in [&pair.one, &pair.other] {
+        wait::until("the deletion to be heard of", async || {
+            let asked = Instant::now();
+            let code = replica.verify(&legacy_secret("idle"), &["pay"]).await.expect("an answer").code();
+            let late = asked.duration_since(deleted);
+            assert!(code == VerifyCode::DeletedBySweep || late < BOUND, "{code:?} {late:?} after the deletion");
+            (code == VerifyCode::DeletedBySweep).then_some(())
+        })
+        .await;
+        assert_eq!(replica.code(&legacy_secret("used")).await, Ok(VerifyCode::Valid));
+    }
 }

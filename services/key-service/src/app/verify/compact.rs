@@ -1,7 +1,5 @@
 //! Ids and owners in few bytes: what keysweep makes itself is a prefix and 32 hexadecimal digits.
 
-use std::sync::Arc;
-
 use crate::app::keys::KEY_PREFIX;
 use crate::domain::key::Owner;
 
@@ -13,6 +11,9 @@ const LOCATION_PREFIX: &str = "loc_";
 pub(super) struct Digits([u8; 16]);
 
 impl Digits {
+    /// All zero, as no id is made.
+    const NIL: Self = Self([0; 16]);
+
     /// The digits of an id that this very text can be made of again.
     fn parse(prefix: &str, id: &str) -> Option<Self> {
         let digits = id.strip_prefix(prefix)?;
@@ -43,32 +44,33 @@ impl Digits {
     }
 }
 
-/// An owner; platforms may name their accounts as they like, but few do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum CompactOwner {
-    Agency(Digits),
-    Location(Digits, Digits),
-    Named(Arc<Owner>),
+/// An owner whose ids keysweep made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CompactOwner {
+    agency: Digits,
+    /// Nil: the agency itself owns the key.
+    location: Digits,
 }
 
 impl CompactOwner {
-    pub(super) fn of(owner: &Owner) -> Self {
-        let agency = Digits::parse(AGENCY_PREFIX, &owner.agency_id);
-        let location = owner.location_id.as_deref().map(|id| Digits::parse(LOCATION_PREFIX, id));
-        match (agency, location) {
-            (Some(agency), None) => Self::Agency(agency),
-            (Some(agency), Some(Some(location))) => Self::Location(agency, location),
-            _ => Self::Named(Arc::new(owner.clone())),
-        }
+    /// No owner.
+    pub(super) const NIL: Self = Self { agency: Digits::NIL, location: Digits::NIL };
+
+    /// `None`: platforms may name their accounts as they like, though few do.
+    pub(super) fn of(owner: &Owner) -> Option<Self> {
+        let agency = Digits::parse(AGENCY_PREFIX, &owner.agency_id)?;
+        let location = match owner.location_id.as_deref() {
+            Some(id) => Digits::parse(LOCATION_PREFIX, id).filter(|digits| *digits != Digits::NIL)?,
+            None => Digits::NIL,
+        };
+        Some(Self { agency, location })
     }
 
-    pub(super) fn owner(&self) -> Owner {
-        match self {
-            Self::Agency(agency) => Owner { agency_id: agency.text(AGENCY_PREFIX), location_id: None },
-            Self::Location(agency, location) => {
-                Owner { agency_id: agency.text(AGENCY_PREFIX), location_id: Some(location.text(LOCATION_PREFIX)) }
-            }
-            Self::Named(owner) => Owner::clone(owner),
+    pub(super) fn owner(self) -> Owner {
+        let location = (self.location != Digits::NIL).then_some(self.location);
+        Owner {
+            agency_id: self.agency.text(AGENCY_PREFIX),
+            location_id: location.map(|digits| digits.text(LOCATION_PREFIX)),
         }
     }
 }
@@ -83,10 +85,21 @@ mod tests {
         #[test]
         fn every_owner_comes_back_as_it_was(
             agency in "(agy_[0-9a-f]{32})|(agy_[0-9a-fA-F]{30,34})|([a-z_0-9]{1,12})",
-            location in proptest::option::of("(loc_[0-9a-f]{32})|(loc_[0-9A-F]{32})|(agy_[0-9a-f]{32})|[a-z]{1,9}"),
+            location in
+                proptest::option::of("(loc_[0-9a-f]{32})|(loc_0{32})|(loc_[0-9A-F]{32})|(agy_[0-9a-f]{32})|[a-z]{1,9}"),
         ) {
             let owner = Owner { agency_id: agency, location_id: location };
-            prop_assert_eq!(CompactOwner::of(&owner).owner(), owner);
+            if let Some(compact) = CompactOwner::of(&owner) {
+                prop_assert_eq!(compact.owner(), owner);
+            }
+        }
+
+        #[test]
+        fn owners_that_keysweep_named_are_compact(agency in "agy_[0-9a-f]{32}", location in "loc_[0-9a-f]{31}[1-9]") {
+            for location_id in [None, Some(location)] {
+                let owner = Owner { agency_id: agency.clone(), location_id };
+                prop_assert!(CompactOwner::of(&owner).is_some());
+            }
         }
 
         #[test]

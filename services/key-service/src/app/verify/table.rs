@@ -1,8 +1,8 @@
 //! The keys that were verified lately, and the uses of them that wait to be stored, in one place: a hit touches one
 //! entry and writes the use where the key already is.
 //!
-//! A shard is a hash table of fixed-size slots behind a lock that is held for some hundred nanoseconds. What a key may
-//! be used for and from where lies outside the slot, shared by the keys that have the same.
+//! A shard is a hash table of fixed-size slots behind a lock that is held for some hundred nanoseconds. What few keys have,
+//! such as scopes or an expiry, lies outside the slot, shared by the keys that have the same.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use hashbrown::HashTable;
-use service_kit::time::{from_micros, to_micros};
+use service_kit::time::to_micros;
 
 use super::VerifiedKey;
 use super::compact::{CompactOwner, Digits};
-use crate::domain::key::{Limits, Networks, Presented, Scopes, Selector, StoredKey, VerifyCode};
+use crate::domain::key::{Limits, Networks, Owner, Presented, Scopes, Selector, StoredKey, VerifyCode};
 
 /// A hash table of 1,024 buckets takes this many entries before it doubles.
 const SHARD_SLOTS: usize = 896;
@@ -26,8 +26,6 @@ const MIN_SHARDS: usize = 16;
 const SAMPLE: usize = 8;
 /// Replicas' clocks may differ by this much.
 const CLOCK_SKEW: TimeDelta = TimeDelta::seconds(10);
-/// No instant: later than all.
-const NEVER: i64 = i64::MAX;
 /// No instant: earlier than all.
 const UNUSED: i64 = i64::MIN;
 
@@ -50,39 +48,40 @@ pub(super) struct Use {
     pub(super) used_at: i64,
 }
 
-/// Scopes and networks, the same for many keys.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Grant {
+/// What is not the same for nearly all keys.
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
+struct Terms {
+    /// An owner that the slot has no room for.
+    owner: Option<Owner>,
     scopes: Scopes,
     networks: Networks,
+    expires_at: Option<DateTime<Utc>>,
+    revoke_at: Option<DateTime<Utc>>,
 }
 
-/// All that a hit needs: 120 bytes.
+/// All that a hit needs: 96 bytes.
 struct Slot {
     selector: Selector,
     key: Digits,
     owner: CompactOwner,
-    expires_at: i64,
-    revoke_at: i64,
     /// A use as late as this is in the database.
     stored_at: i64,
     /// The latest use that was recorded here.
     marked_at: i64,
-    /// `None`: neither scopes nor networks.
-    grant: Option<Arc<Grant>>,
-    /// The round of the shard in which the key's use began to wait, and its place among those that do.
+    /// `None`: none but the owner, which the slot has.
+    terms: Option<Arc<Terms>>,
+    /// The round of the shard in which the key's use began to wait: it does while that round lasts.
     round: u32,
-    place: u32,
 }
 
 impl Slot {
     fn judge(&self, presented: &Presented, now: DateTime<Utc>) -> VerifyCode {
-        let instant = |micros: i64| (micros != NEVER).then(|| from_micros(micros));
+        let terms = self.terms.as_deref();
         let limits = Limits {
-            revoke_at: instant(self.revoke_at),
-            expires_at: instant(self.expires_at),
-            networks: self.grant.as_deref().map(|grant| &grant.networks),
-            scopes: self.grant.as_deref().map(|grant| &grant.scopes),
+            revoke_at: terms.and_then(|terms| terms.revoke_at),
+            expires_at: terms.and_then(|terms| terms.expires_at),
+            networks: terms.map(|terms| &terms.networks),
+            scopes: terms.map(|terms| &terms.scopes),
         };
         limits.judge(presented, now)
     }
@@ -94,7 +93,10 @@ impl Slot {
 
 struct Shard {
     slots: HashTable<Slot>,
-    uses: Vec<Use>,
+    /// Uses that wait of keys that are not among the slots.
+    apart: Vec<Use>,
+    /// Uses that wait in all.
+    waiting: usize,
     /// Counts how often the waiting uses were taken away.
     round: u32,
     /// A use at or before this instant is not taken into memory any more.
@@ -103,11 +105,32 @@ struct Shard {
     stored_through: i64,
 }
 
+impl Shard {
+    /// Removes a key; its use, if one waits, goes on waiting.
+    fn remove(&mut self, selector: &Selector) {
+        if let Ok(found) = self.slots.find_entry(place_of(selector), |slot| slot.selector == *selector) {
+            let (slot, _) = found.remove();
+            if slot.round == self.round {
+                self.apart.push(Use { key: slot.key, used_at: slot.marked_at });
+            }
+        }
+    }
+
+    /// Removes the key used longest ago among a few.
+    fn make_room(&mut self, random: u64) {
+        let skip = (random >> 32) as usize % self.slots.len().saturating_sub(SAMPLE).max(1);
+        let sample = self.slots.iter().skip(skip).take(SAMPLE);
+        if let Some(oldest) = sample.min_by_key(|slot| slot.used_at()).map(|slot| slot.selector) {
+            self.remove(&oldest);
+        }
+    }
+}
+
 /// The keys in memory.
 pub(super) struct KeyTable {
     shards: Box<[Mutex<Shard>]>,
     shard_slots: usize,
-    grants: Mutex<HashSet<Arc<Grant>>>,
+    terms: Mutex<HashSet<Arc<Terms>>>,
     /// Counts the changes that were heard of: what was read before one is not taken in after it.
     epoch: AtomicU64,
     waiting: AtomicUsize,
@@ -122,7 +145,8 @@ impl KeyTable {
         let shard = || {
             Mutex::new(Shard {
                 slots: HashTable::new(),
-                uses: Vec::new(),
+                apart: Vec::new(),
+                waiting: 0,
                 round: 1,
                 taken_through: to_micros(opened_at),
                 stored_through: to_micros(opened_at),
@@ -131,7 +155,7 @@ impl KeyTable {
         Self {
             shards: (0..shards).map(|_| shard()).collect(),
             shard_slots: (load + load / 16).clamp(1, SHARD_SLOTS),
-            grants: Mutex::default(),
+            terms: Mutex::default(),
             epoch: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             max_waiting,
@@ -141,7 +165,7 @@ impl KeyTable {
     /// Judges a presented secret and records its use, if the key is here and the stored use younger than `slack`.
     pub(super) fn hit(&self, selector: &Selector, presented: &Presented, now: DateTime<Utc>, slack: TimeDelta) -> Hit {
         let mut shard = self.shard(selector);
-        let Shard { slots, uses, round, taken_through, stored_through } = &mut *shard;
+        let Shard { slots, waiting, round, taken_through, stored_through, .. } = &mut *shard;
         // The selector is 128 bits of a keyed hash: nobody can come closer to one by timing.
         let Some(slot) = slots.find_mut(place_of(selector), |slot| slot.selector == *selector) else {
             return Hit::Miss;
@@ -157,18 +181,20 @@ impl KeyTable {
         if !is_recent(slot.stored_at, used_at, slack) || used_at <= *taken_through {
             return Hit::Miss;
         }
-        let waiting = if slot.round == *round { uses.get_mut(slot.place as usize) } else { None };
-        if let Some(waiting) = waiting {
-            waiting.used_at = waiting.used_at.max(used_at);
-        } else {
-            let Some(place) = self.push(uses, Use { key: slot.key, used_at }) else { return Hit::Miss };
-            (slot.round, slot.place) = (*round, place);
+        if slot.round != *round {
+            if !self.may_wait() {
+                return Hit::Miss;
+            }
+            slot.round = *round;
+            *waiting += 1;
         }
         slot.marked_at = slot.marked_at.max(used_at);
-        let (key, owner, grant) = (slot.key, slot.owner.clone(), slot.grant.clone());
+        let (key, owner, terms) = (slot.key, slot.owner, slot.terms.clone());
         drop(shard);
-        let scopes = grant.map(|grant| grant.scopes.clone()).unwrap_or_default();
-        Hit::Valid(VerifiedKey { key_id: key.key_id(), owner: owner.owner(), scopes, plan_id: None })
+        let named = terms.as_ref().and_then(|terms| terms.owner.clone());
+        let scopes = terms.map(|terms| terms.scopes.clone()).unwrap_or_default();
+        let owner = named.unwrap_or_else(|| owner.owner());
+        Hit::Valid(VerifiedKey { key_id: key.key_id(), owner, scopes, plan_id: None })
     }
 
     /// Records the use of a key whose stored use is `stored_at`, whether or not the key is here; `false`: it must be
@@ -184,14 +210,21 @@ impl KeyTable {
         let used_at = to_micros(now);
         let recent = stored_at.is_some_and(|stored_at| is_recent(to_micros(stored_at), used_at, slack));
         let mut shard = self.shard(selector);
-        let Shard { slots, uses, round, taken_through, .. } = &mut *shard;
+        let Shard { slots, apart, waiting, round, taken_through, .. } = &mut *shard;
         if !recent || used_at <= *taken_through {
             return false;
         }
-        let Some(place) = self.push(uses, Use { key, used_at }) else { return false };
-        if let Some(slot) = slots.find_mut(place_of(selector), |slot| slot.selector == *selector) {
-            (slot.round, slot.place) = (*round, place);
-            slot.marked_at = slot.marked_at.max(used_at);
+        let slot = slots.find_mut(place_of(selector), |slot| slot.selector == *selector);
+        let waits = slot.as_ref().is_some_and(|slot| slot.round == *round);
+        if !waits {
+            if !self.may_wait() {
+                return false;
+            }
+            *waiting += 1;
+        }
+        match slot {
+            Some(slot) => (slot.round, slot.marked_at) = (*round, slot.marked_at.max(used_at)),
+            None => apart.push(Use { key, used_at }),
         }
         true
     }
@@ -215,14 +248,11 @@ impl KeyTable {
         let slot = Slot {
             selector,
             key: digits,
-            owner: CompactOwner::of(&key.owner),
-            expires_at: key.expires_at.map_or(NEVER, to_micros),
-            revoke_at: key.revoke_at.map_or(NEVER, to_micros),
+            owner: CompactOwner::of(&key.owner).unwrap_or(CompactOwner::NIL),
             stored_at: key.last_used_at.map_or(UNUSED, to_micros),
             marked_at: UNUSED,
-            grant: self.grant(key),
+            terms: self.terms(key),
             round: 0,
-            place: 0,
         };
         let mut shard = self.shard(&selector);
         // Under the lock: whoever hears of a change counts it first and then looks here.
@@ -232,13 +262,12 @@ impl KeyTable {
         let hash = place_of(&selector);
         if let Some(old) = shard.slots.find_mut(hash, |slot| slot.selector == selector) {
             // Uses that wait go on waiting, and a stored use never becomes an earlier one.
-            let (marked_at, round, place) = (old.marked_at, old.round, old.place);
             let stored_at = slot.stored_at.max(old.stored_at);
-            *old = Slot { stored_at, marked_at, round, place, ..slot };
+            *old = Slot { stored_at, marked_at: old.marked_at, round: old.round, ..slot };
             return;
         }
         if shard.slots.len() >= self.shard_slots {
-            make_room(&mut shard.slots, hash);
+            shard.make_room(hash);
         }
         shard.slots.insert_unique(hash, slot, |slot| place_of(&slot.selector));
     }
@@ -247,11 +276,7 @@ impl KeyTable {
     pub(super) fn forget(&self, selectors: &[Selector]) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
         for selector in selectors {
-            if let Ok(found) =
-                self.shard(selector).slots.find_entry(place_of(selector), |slot| slot.selector == *selector)
-            {
-                found.remove();
-            }
+            self.shard(selector).remove(selector);
         }
     }
 
@@ -264,9 +289,14 @@ impl KeyTable {
     pub(super) fn take(&self, shard: usize, through: i64) -> Vec<Use> {
         let mut shard = lock(&self.shards[shard]);
         shard.taken_through = shard.taken_through.max(through);
+        if shard.waiting == 0 {
+            return Vec::new();
+        }
+        self.waiting.fetch_sub(std::mem::take(&mut shard.waiting), Ordering::Relaxed);
+        let mut uses = std::mem::take(&mut shard.apart);
+        let marked = shard.slots.iter().filter(|slot| slot.round == shard.round);
+        uses.extend(marked.map(|slot| Use { key: slot.key, used_at: slot.marked_at }));
         shard.round = shard.round.wrapping_add(1).max(1);
-        let uses = std::mem::take(&mut shard.uses);
-        self.waiting.fetch_sub(uses.len(), Ordering::Relaxed);
         uses
     }
 
@@ -279,7 +309,7 @@ impl KeyTable {
     /// Takes no use any more.
     pub(super) fn close(&self) {
         for shard in &self.shards {
-            lock(shard).taken_through = NEVER;
+            lock(shard).taken_through = i64::MAX;
         }
     }
 
@@ -293,13 +323,13 @@ impl KeyTable {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    fn push(&self, uses: &mut Vec<Use>, one: Use) -> Option<u32> {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.max_waiting {
+    /// Counts one use more among those that wait, if one more may.
+    fn may_wait(&self) -> bool {
+        let room = self.waiting.fetch_add(1, Ordering::Relaxed) < self.max_waiting;
+        if !room {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return None;
         }
-        uses.push(one);
-        u32::try_from(uses.len() - 1).ok()
+        room
     }
 
     fn shard(&self, selector: &Selector) -> MutexGuard<'_, Shard> {
@@ -308,23 +338,29 @@ impl KeyTable {
         lock(&self.shards[(spread >> 64) as usize])
     }
 
-    /// The grant of a key, the same one for all keys that have the same.
-    fn grant(&self, key: &StoredKey) -> Option<Arc<Grant>> {
-        let grant = Grant { scopes: key.scopes.clone(), networks: key.networks.clone() };
-        if grant.scopes.as_slice().is_empty() && grant.networks.as_slice().is_empty() {
+    /// The terms of a key, the same ones for all keys that have the same.
+    fn terms(&self, key: &StoredKey) -> Option<Arc<Terms>> {
+        let terms = Terms {
+            owner: CompactOwner::of(&key.owner).is_none().then(|| key.owner.clone()),
+            scopes: key.scopes.clone(),
+            networks: key.networks.clone(),
+            expires_at: key.expires_at,
+            revoke_at: key.revoke_at,
+        };
+        if terms == Terms::default() {
             return None;
         }
-        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = grants.get(&grant) {
+        let mut all = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(&terms) {
             return Some(known.clone());
         }
         // Before the set grows, what no key has any more goes.
-        if grants.len() == grants.capacity() {
-            grants.retain(|grant| Arc::strong_count(grant) > 1);
+        if all.len() == all.capacity() {
+            all.retain(|terms| Arc::strong_count(terms) > 1);
         }
-        let grant = Arc::new(grant);
-        grants.insert(grant.clone());
-        Some(grant)
+        let terms = Arc::new(terms);
+        all.insert(terms.clone());
+        Some(terms)
     }
 }
 
@@ -338,17 +374,6 @@ impl std::fmt::Debug for KeyTable {
 fn is_recent(stored_at: i64, now: i64, slack: TimeDelta) -> bool {
     let ages = -CLOCK_SKEW.num_microseconds().unwrap_or_default()..slack.num_microseconds().unwrap_or_default();
     ages.contains(&now.saturating_sub(stored_at))
-}
-
-/// Removes the entry used longest ago among a few.
-fn make_room(slots: &mut HashTable<Slot>, random: u64) {
-    let skip = (random >> 32) as usize % slots.len().saturating_sub(SAMPLE).max(1);
-    let oldest = slots.iter().skip(skip).take(SAMPLE).min_by_key(|slot| slot.used_at()).map(|slot| slot.selector);
-    if let Some(oldest) = oldest
-        && let Ok(found) = slots.find_entry(place_of(&oldest), |slot| slot.selector == oldest)
-    {
-        found.remove();
-    }
 }
 
 /// A selector is as random as a hash can be.
@@ -371,7 +396,7 @@ mod tests {
     use service_kit::violations::Violations;
 
     use super::*;
-    use crate::domain::key::{ApiKeyState, Owner};
+    use crate::domain::key::ApiKeyState;
 
     const SLACK: TimeDelta = TimeDelta::hours(1);
 
@@ -411,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_as_small_as_the_documentation_says() {
-        assert_eq!(size_of::<Slot>(), 120);
+        assert_eq!(size_of::<Slot>(), 96);
     }
 
     #[test]
@@ -489,7 +514,7 @@ mod tests {
             assert!(matches!(hit(&table, favourite), Hit::Valid(_)));
         }
         assert!((1_600..=2_300).contains(&table.len()), "{}", table.len());
-        assert_eq!(table.grants.lock().unwrap().len(), 1);
+        assert_eq!(table.terms.lock().unwrap().len(), 1);
     }
 
     #[test]
