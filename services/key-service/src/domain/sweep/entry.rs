@@ -230,6 +230,43 @@ mod tests {
     }
 
     #[test]
+    fn every_block_has_its_word_and_the_cause_that_admins_are_told() {
+        let table = [
+            (EntryBlock::NotPlanned, "not_planned", None),
+            (EntryBlock::NotActive, "not_active", Some(RescueCause::Revoked)),
+            (EntryBlock::Rotated, "rotated", Some(RescueCause::Rotated)),
+            (EntryBlock::OwnerChanged, "owner_changed", None),
+            (EntryBlock::Used, "used", Some(RescueCause::Used)),
+            (EntryBlock::InDoubt, "usage_in_doubt", None),
+        ];
+        for (block, word, cause) in table {
+            assert_eq!((block.as_str(), block.rescue_cause()), (word, cause));
+        }
+        assert_eq!(RescueCause::ALL.map(RescueCause::as_str), ["used", "revoked", "rotated"]);
+    }
+
+    #[test]
+    fn idle_days_are_whole_ones_since_creation_or_last_use() {
+        let created_at = cutoff() - TimeDelta::days(400);
+        let entry = |last_used_at| Entry {
+            agency_id: "agy_1".into(),
+            location_id: None,
+            key_id: "key_1".into(),
+            display_name: String::new(),
+            display_prefix: String::new(),
+            created_at,
+            last_used_at,
+            state: EntryState::Planned,
+            cause: None,
+            ended_at: None,
+        };
+        assert_eq!(entry(None).idle_days(cutoff()), 400);
+        let tick = TimeDelta::microseconds(1);
+        let used = entry(Some(cutoff() - TimeDelta::days(91) + tick));
+        assert_eq!((used.idle_days(cutoff()), used.idle_days(cutoff() + tick)), (90, 91));
+    }
+
+    #[test]
     fn a_key_never_used_counts_from_its_creation() {
         let created = cutoff();
         assert_eq!(effective_last_use(created, None), created);

@@ -154,3 +154,14 @@ pub struct StoredEvent {
     /// What happened.
     pub payload: EventPayload,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_read_in_milliseconds() {
+        assert_eq!(EventPayload::stage_window(21_600_001), TimeDelta::hours(6) + TimeDelta::milliseconds(1));
+        assert_eq!(EventPayload::stage_window(i64::MIN), TimeDelta::zero(), "no span of time");
+    }
+}

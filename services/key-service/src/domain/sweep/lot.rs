@@ -374,8 +374,13 @@ mod tests {
         assert_eq!(lot_gate(&ready(), last(), d() - TICK), vec![LotBlock::NotYet { delete_at: d() }]);
         assert_eq!(lot_gate(&ready(), last(), last()), vec![]);
         assert_eq!(lot_gate(&ready(), last(), last() + TICK), vec![LotBlock::TooLate { last_delete_at: last() }]);
+        let at_last = Lot { delete_at: last(), ..ready() };
+        assert_eq!(lot_gate(&at_last, last(), last()), vec![]);
         let beyond = Lot { delete_at: last() + TICK, ..ready() };
-        assert!(lot_gate(&beyond, last(), last() + TICK).contains(&LotBlock::TooLate { last_delete_at: last() }));
+        let too_late = LotBlock::TooLate { last_delete_at: last() };
+        let early = lot_gate(&beyond, last(), last());
+        assert_eq!(early, vec![LotBlock::NotYet { delete_at: last() + TICK }, too_late], "it says so before its time");
+        assert_eq!(lot_gate(&beyond, last(), last() + TICK), vec![too_late]);
     }
 
     #[test]
@@ -399,6 +404,30 @@ mod tests {
         }
         let odd = Lot { hold_reason: Some(HoldReason::Operator), ..ready() };
         assert_eq!(lot_gate(&odd, last(), d()), vec![LotBlock::Held(HoldReason::Operator)]);
+    }
+
+    #[test]
+    fn a_lot_waits_while_only_a_clock_set_forward_says_that_its_time_has_come() {
+        let hour = TimeDelta::hours(1);
+        let waits = |delete_at, ahead| clock_wait(delete_at, d(), ahead).is_some();
+        assert!(!waits(d(), TimeDelta::zero()));
+        assert!(waits(d(), TICK));
+        assert!(!waits(d() + TICK, hour), "its time has not come by any clock");
+        assert!(waits(d() - hour + TICK, hour));
+        assert!(!waits(d() - hour, hour), "the time has really passed");
+        let words = clock_wait(d(), d(), hour).unwrap();
+        assert!(words.starts_with("the clock was set forward by 3600 s"), "{words}");
+    }
+
+    #[test]
+    fn every_value_has_its_word() {
+        assert_eq!(Stage::ALL.map(Stage::word), ["d15", "d7", "d1"]);
+        assert_eq!(Stage::ALL.map(|stage| stage.to_string()), ["D15", "D7", "D1"]);
+        let states = ["OPEN", "HELD", "EXECUTED", "DEFERRED", "CANCELLED"];
+        assert_eq!(LotState::ALL.map(LotState::as_str), states);
+        let words = ["operator", "no_agency_admin", "all_addresses_refused"];
+        assert_eq!(HoldReason::ALL.map(HoldReason::word), words);
+        assert_eq!(HoldReason::ALL.map(HoldReason::as_str), words.map(str::to_uppercase));
     }
 
     #[test]

@@ -274,7 +274,7 @@ mod tests {
         let on_time = recorded(&lot(), &delivered(Stage::D15, mark), mark);
         assert!(!on_time.moves(&lot()) && !on_time.defer);
         let late = recorded(&lot(), &delivered(Stage::D15, mark + TICK), mark + TICK);
-        assert_eq!(late.delete_at, d() + TimeDelta::hours(1));
+        assert_eq!((late.delete_at, late.moves(&lot())), (d() + TimeDelta::hours(1), true));
         let last = recorded(&lot(), &delivered(Stage::D15, mark + TimeDelta::days(14)), d());
         assert_eq!((last.delete_at, last.defer), (d() + TimeDelta::days(14), false));
         let past = recorded(&lot(), &delivered(Stage::D15, mark + TimeDelta::days(14) + TICK), d());
@@ -317,6 +317,7 @@ mod tests {
         assert_eq!(refused(&lot(), &delivered(Stage::D15, now + CLOCK_SKEW + TICK), now), Refusal::InTheFuture);
         recorded(&lot(), &delivered(Stage::D15, now + CLOCK_SKEW), now);
         assert_eq!(refused(&lot(), &delivered(Stage::D15, published - TICK), now), Refusal::BeforePlan);
+        recorded(&lot(), &delivered(Stage::D15, published), now);
         let counts = |in_app_count, emails_accepted| {
             notice(Stage::D15, NoticeKind::Delivered { at: now, in_app_count, emails_accepted })
         };
@@ -330,6 +331,24 @@ mod tests {
             NoticeKind::Delivered { at: now + TimeDelta::days(8), in_app_count: 1, emails_accepted: 0 },
         );
         recorded(&with(lot(), &[Stage::D15]), &d7, d());
+    }
+
+    #[test]
+    fn every_refusal_says_why() {
+        let table = [
+            (Refusal::UnknownLot, "no lot of this agency"),
+            (Refusal::BeforePredecessor(Stage::D15), "the D15 notices come first"),
+            (Refusal::InTheFuture, "in the future"),
+            (Refusal::BeforePlan, "before the plan was published"),
+            (Refusal::TooEarly { opens_at: d() }, "opens only at 2027-01-01T00:00:00+00:00"),
+            (Refusal::NoInApp, "in-app notification"),
+            (Refusal::NoEmail, "accepted email"),
+            (Refusal::NegativeCount, "must not be negative"),
+            (Refusal::OperatorHold, "made by HoldLot"),
+        ];
+        for (refusal, words) in table {
+            assert!(refusal.to_string().contains(words), "{refusal}");
+        }
     }
 
     #[test]

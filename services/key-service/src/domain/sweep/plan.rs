@@ -92,6 +92,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_state_has_its_name() {
+        let names = ["AWAITING_CONFIRMATION", "OPEN", "COMPLETED", "CANCELLED"];
+        assert_eq!(PlanState::ALL.map(PlanState::as_str), names);
+    }
+
+    #[test]
     fn the_breaker_needs_both_limits_passed() {
         let breaker = Breaker::default();
         let table = [

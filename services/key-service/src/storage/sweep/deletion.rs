@@ -15,9 +15,10 @@ use service_kit::time::{from_micros, to_micros};
 use super::closing;
 use super::codes::{self, Coded};
 use super::entities::{entries, lots, receipts};
+use super::gate::{self, Condition};
 use super::journal::Journal;
 use super::rescue::take_out;
-use super::sql::{IDLE_MICROS, for_update, last_use, receipted, statement, with_own_plans};
+use super::sql::{for_update, last_use, statement, with_own_plans};
 use crate::app::sweep::{BatchOrder, BatchOutcome};
 use crate::domain::sweep::schedule::idle_since;
 use crate::domain::sweep::{EntryBlock, EntryState, KeyFacts, LotBlock, Receipts, entry_gate, lot_gate};
@@ -35,7 +36,7 @@ pub(super) async fn due_lots(
         "SELECT l.plan_id, l.agency_id, l.delete_at FROM sweep_lots l \
          WHERE l.state = 1 AND l.delete_at <= $1 AND l.last_delete_at >= $1 AND (l.plan_id, l.agency_id) > ($2, $3) AND {} \
          ORDER BY l.plan_id, l.agency_id LIMIT $4",
-        receipted("l")
+        gate::receipted("l")
     );
     let values = vec![to_micros(now).into(), plan.into(), agency.into(), i64::from(limit).into()];
     let mut due = Vec::new();
@@ -173,7 +174,7 @@ async fn work_through(
 ) -> Result<(u64, u64), StorageError> {
     let order = stretch.order;
     let facts = lock_keys(tx, stretch).await?;
-    let deleted = delete_keys(tx, stretch, now).await?;
+    let deleted = delete_keys(tx, stretch, gate::conditions, now).await?;
     mark_deleted(tx, stretch, &deleted, now).await?;
     let mut kept = 0;
     let cutoff = idle_since(order.delete_at);
@@ -243,27 +244,13 @@ async fn lock_keys(tx: &DatabaseTransaction, stretch: &Stretch<'_>) -> Result<Ha
 pub(super) async fn delete_keys(
     tx: &DatabaseTransaction,
     stretch: &Stretch<'_>,
+    conditions: impl FnOnce(&str) -> Vec<Condition>,
     now: DateTime<Utc>,
 ) -> Result<HashSet<String>, StorageError> {
-    let used = last_use("api_keys");
-    let receipted = receipted("l");
     let (parameters, places) = stretch.parameters(3);
-    // The owner is compared so that no index of it can serve: each key is found by its id, never among all of its agency.
-    let sql = format!(
-        "UPDATE api_keys SET state = 3, secret_hash = NULL, sealed_secret = NULL, deleted_at = $1, revision = revision + 1 \
-         WHERE api_keys.state = 1 AND api_keys.revoke_at IS NULL AND {used} <= $2 \
-         AND api_keys.id IN ({places}) \
-         AND EXISTS (SELECT 1 FROM sweep_entries e WHERE e.plan_id = $3 AND e.agency_id = $4 AND e.key_id = api_keys.id \
-         AND e.key_id >= $5 AND e.key_id <= $6 AND e.state = 1 AND e.agency_id IS NOT DISTINCT FROM api_keys.agency_id \
-         AND e.location_id IS NOT DISTINCT FROM api_keys.location_id) \
-         AND EXISTS (SELECT 1 FROM sweep_lots l WHERE l.plan_id = $3 AND l.agency_id = $4 AND l.state = 1 AND l.hold_reason IS NULL \
-         AND l.delete_at <= $1 AND l.last_delete_at >= $1 AND l.delete_at <= l.last_delete_at \
-         AND $2 <= l.delete_at - {IDLE_MICROS} AND {receipted}) \
-         RETURNING id"
-    );
     let cutoff = idle_since(stretch.order.delete_at) - stretch.order.slack.max(TimeDelta::zero());
     let values = [vec![to_micros(now).into(), to_micros(cutoff).into()], parameters].concat();
-    let rows = tx.query_all_raw(statement(tx, sql, values)).await?;
+    let rows = tx.query_all_raw(statement(tx, gate::deletion(&conditions(&places)), values)).await?;
     rows.iter().map(|row| Ok(row.try_get("", "id")?)).collect()
 }
 

@@ -9,6 +9,7 @@ mod deletion;
 mod desk;
 pub mod entities;
 mod feed;
+mod gate;
 mod journal;
 mod notices;
 pub mod outbox;

@@ -3,7 +3,6 @@
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement, Value};
 
-use crate::domain::sweep::Stage;
 use crate::domain::sweep::schedule::IDLE_DAYS;
 use crate::storage::StorageError;
 
@@ -20,18 +19,6 @@ pub(super) fn last_use(alias: &str) -> String {
     format!(
         "(CASE WHEN {alias}.last_used_at IS NULL OR {alias}.last_used_at < {alias}.created_at \
          THEN {alias}.created_at ELSE {alias}.last_used_at END)"
-    )
-}
-
-/// Whether all three receipts of the lot that `alias` names are in, each with its lead.
-pub(super) fn receipted(alias: &str) -> String {
-    let lead = |stage: Stage| stage.lead().num_seconds() * 1_000_000;
-    format!(
-        "(SELECT COUNT(*) FROM sweep_receipts r WHERE r.plan_id = {alias}.plan_id AND r.agency_id = {alias}.agency_id \
-         AND r.delivered_at <= {alias}.delete_at - (CASE r.stage WHEN 1 THEN {} WHEN 2 THEN {} WHEN 3 THEN {} END)) = 3",
-        lead(Stage::D15),
-        lead(Stage::D7),
-        lead(Stage::D1),
     )
 }
 

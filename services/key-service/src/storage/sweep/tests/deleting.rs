@@ -1,15 +1,13 @@
 use sea_orm::EntityTrait;
-use sea_orm::sea_query::ExprTrait;
 use service_kit::both_databases;
 
 use super::*;
 use crate::app::sweep::{BatchOrder, BatchOutcome, SweepJobs};
 use crate::domain::sweep::{LotBlock, PlanState};
-use crate::storage::sweep::deletion::{Stretch, delete_keys};
 use crate::storage::sweep::entities::receipts;
 
 /// A house whose only lot may be deleted at D.
-async fn ready(db: TestDatabase, keys: &[&str], batch: u32) -> House {
+pub(super) async fn ready(db: TestDatabase, keys: &[&str], batch: u32) -> House {
     let house = House::with(db, small_batches(batch)).await;
     for id in keys {
         house.key(id, None).await;
@@ -20,25 +18,10 @@ async fn ready(db: TestDatabase, keys: &[&str], batch: u32) -> House {
     house
 }
 
-async fn order(house: &House, slack: TimeDelta) -> BatchOrder {
+pub(super) async fn order(house: &House, slack: TimeDelta) -> BatchOrder {
     let plan_id = house.plan().await.plan.plan_id;
     let delete_at = from_micros(house.lot_row("agy_1").await.delete_at);
     BatchOrder { plan_id, agency_id: "agy_1".into(), delete_at, slack, limit: 100 }
-}
-
-/// What the conditional statement alone deletes, without the gate before it.
-async fn statement_deletes(house: &House, now: DateTime<Utc>) -> usize {
-    let order = BatchOrder { delete_at: d(), ..order(house, TimeDelta::zero()).await };
-    let tx = begin_write(&house.db).await.unwrap();
-    let stretch = Stretch { order: &order, key_ids: vec!["key_1"] };
-    let deleted = delete_keys(&tx, &stretch, now).await.unwrap();
-    tx.rollback().await.unwrap();
-    deleted.len()
-}
-
-async fn set_lot(house: &House, column: lots::Column, value: impl Into<sea_orm::Value>) {
-    let value: sea_orm::Value = value.into();
-    lots::Entity::update_many().col_expr(column, Expr::value(value)).exec(&house.db).await.unwrap();
 }
 
 both_databases! {
@@ -165,63 +148,6 @@ both_databases! {
         let unreceipted = house.store.delete_batch(&order, d()).await.unwrap();
         assert_eq!(unreceipted, BatchOutcome::Blocked(vec![LotBlock::ReceiptMissing(Stage::D1)]));
         assert_eq!(house.key_state("key_1").await, 1);
-    }
-
-    /// Takes away one condition of the statement after the other: each alone keeps the key.
-    async fn each_condition_of_the_statement_alone_keeps_the_key(db: TestDatabase) {
-        let house = ready(db, &["key_1"], 100).await;
-        assert_eq!(statement_deletes(&house, d()).await, 1);
-        assert_eq!(statement_deletes(&house, d() - TICK).await, 0, "before its time");
-        assert_eq!(statement_deletes(&house, d() + TimeDelta::days(14)).await, 1);
-        assert_eq!(statement_deletes(&house, d() + TimeDelta::days(14) + TICK).await, 0, "after the last date");
-
-        for (column, value, back) in [
-            (api_keys::Column::State, sea_orm::Value::from(2_i16), sea_orm::Value::from(1_i16)),
-            (api_keys::Column::RevokeAt, to_micros(d()).into(), Option::<i64>::None.into()),
-            (api_keys::Column::LastUsedAt, to_micros(idle() + TICK).into(), to_micros(idle()).into()),
-            (api_keys::Column::CreatedAt, to_micros(idle() + TICK).into(), to_micros(idle()).into()),
-            (api_keys::Column::AgencyId, "agy_2".into(), "agy_1".into()),
-            (api_keys::Column::LocationId, "loc_2".into(), "loc_1".into()),
-            (api_keys::Column::LocationId, Option::<String>::None.into(), "loc_1".into()),
-        ] {
-            house.set("key_1", column, value).await;
-            assert_eq!(statement_deletes(&house, d()).await, 0, "{column:?}");
-            house.set("key_1", column, back).await;
-            assert_eq!(statement_deletes(&house, d()).await, 1, "{column:?} back");
-        }
-        for (column, value, back) in [
-            (lots::Column::State, sea_orm::Value::from(2_i16), sea_orm::Value::from(1_i16)),
-            (lots::Column::HoldReason, 1_i16.into(), Option::<i16>::None.into()),
-            (lots::Column::DeleteAt, to_micros(d() + TICK).into(), to_micros(d()).into()),
-            (lots::Column::DeleteAt, to_micros(d() - TICK).into(), to_micros(d()).into()),
-            (lots::Column::LastDeleteAt, to_micros(d() - TICK).into(), to_micros(d() + TimeDelta::days(14)).into()),
-        ] {
-            set_lot(&house, column, value).await;
-            assert_eq!(statement_deletes(&house, d()).await, 0, "{column:?}");
-            set_lot(&house, column, back).await;
-            assert_eq!(statement_deletes(&house, d()).await, 1, "{column:?} back");
-        }
-        for stage in [1_i16, 2, 3] {
-            let at = |micros: i64| receipts::Entity::update_many()
-                .col_expr(receipts::Column::DeliveredAt, Expr::col(receipts::Column::DeliveredAt).add(micros))
-                .filter(receipts::Column::Stage.eq(stage));
-            at(1).exec(&house.db).await.unwrap();
-            assert_eq!(statement_deletes(&house, d()).await, 0, "stage {stage} a microsecond late");
-            at(-1).exec(&house.db).await.unwrap();
-        }
-        // An instant moved earlier than the cutoff was made for, with receipts that would still do.
-        receipts::Entity::update_many()
-            .col_expr(receipts::Column::DeliveredAt, Expr::col(receipts::Column::DeliveredAt).sub(1_000_000_i64))
-            .exec(&house.db).await.unwrap();
-        set_lot(&house, lots::Column::DeleteAt, to_micros(d() - TICK)).await;
-        assert_eq!(statement_deletes(&house, d()).await, 0, "the cutoff is later than the lot's instant allows");
-        set_lot(&house, lots::Column::DeleteAt, to_micros(d())).await;
-        assert_eq!(statement_deletes(&house, d()).await, 1);
-        entries::Entity::update_many().col_expr(entries::Column::State, Expr::value(RESCUED)).exec(&house.db).await.unwrap();
-        assert_eq!(statement_deletes(&house, d()).await, 0, "no planned entry");
-        entries::Entity::update_many().col_expr(entries::Column::State, Expr::value(PLANNED)).exec(&house.db).await.unwrap();
-        receipts::Entity::delete_many().filter(receipts::Column::Stage.eq(2)).exec(&house.db).await.unwrap();
-        assert_eq!(statement_deletes(&house, d()).await, 0, "a receipt is missing");
     }
 
     async fn a_lot_whose_entries_all_left_closes_at_its_time(db: TestDatabase) {

@@ -2,6 +2,7 @@
 
 mod deleting;
 mod desk;
+mod gate;
 mod lifecycle;
 mod notices;
 mod planning;

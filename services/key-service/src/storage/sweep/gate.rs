@@ -1,0 +1,119 @@
+//! The gate as the database is asked for it: the conditions of the one statement that deletes keys, each with its name.
+//!
+//! They repeat what `lot_gate` and `entry_gate` decide, on what the database holds at that moment. They are a list, so that a
+//! test can leave out each in turn and see that it alone kept a key.
+
+use super::codes::Coded;
+use super::sql::{IDLE_MICROS, last_use};
+use crate::domain::sweep::{EntryState, LotState, Stage};
+
+/// The deletion: `$1` the instant of it, `$2` the latest last use that is idle enough, `$3` the plan, `$4` the lot's agency, `$5` and
+/// `$6` the first and the last key of the batch, then every key of it.
+const DELETION: &str =
+    "UPDATE api_keys SET state = 3, secret_hash = NULL, sealed_secret = NULL, deleted_at = $1, revision = revision + 1";
+
+/// What a condition is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum About {
+    /// The key, `api_keys`.
+    Key,
+    /// A planned entry of it, `e`.
+    Entry,
+    /// The lot of that entry, `l`.
+    Lot,
+    /// The lot's receipt of a stage, `r`.
+    Receipt(Stage),
+}
+
+/// One condition of the deletion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Condition {
+    /// What it is about.
+    pub(super) about: About,
+    /// What it asks, in words.
+    pub(super) name: &'static str,
+    sql: String,
+}
+
+impl Condition {
+    fn new(about: About, name: &'static str, sql: &str) -> Self {
+        Self { about, name, sql: sql.to_owned() }
+    }
+}
+
+/// Every condition under which a key is deleted; `places` are the parameters of the batch's keys.
+pub(super) fn conditions(places: &str) -> Vec<Condition> {
+    use About::{Entry, Key, Lot};
+    let new = Condition::new;
+    let (planned, open) = (EntryState::Planned.code(), LotState::Open.code());
+    let mut all = vec![
+        new(Key, "active", "api_keys.state = 1"),
+        new(Key, "not rotated", "api_keys.revoke_at IS NULL"),
+        new(Key, "idle", &format!("{} <= $2", last_use("api_keys"))),
+        new(Key, "of the batch", &format!("api_keys.id IN ({places})")),
+        new(Entry, "of the plan", "e.plan_id = $3"),
+        new(Entry, "of the lot", "e.agency_id = $4"),
+        new(Entry, "of the key", "e.key_id = api_keys.id"),
+        new(Entry, "planned", &format!("e.state = {planned}")),
+        // The owner is compared so that no index of it can serve: each key is found by its id, never among all of its agency.
+        new(Entry, "same agency", "e.agency_id IS NOT DISTINCT FROM api_keys.agency_id"),
+        new(Entry, "same location", "e.location_id IS NOT DISTINCT FROM api_keys.location_id"),
+        new(Lot, "of the plan", "l.plan_id = $3"),
+        new(Lot, "of the agency", "l.agency_id = $4"),
+        new(Lot, "open", &format!("l.state = {open}")),
+        new(Lot, "not held", "l.hold_reason IS NULL"),
+        new(Lot, "due", "l.delete_at <= $1"),
+        new(Lot, "not overdue", "l.last_delete_at >= $1"),
+        new(Lot, "idle at its instant", &format!("$2 <= l.delete_at - {IDLE_MICROS}")),
+    ];
+    all.extend(receipts("l"));
+    all
+}
+
+/// The conditions for the receipts of the lot that `alias` names: one of each stage, with its lead.
+fn receipts(alias: &str) -> impl Iterator<Item = Condition> + use<'_> {
+    Stage::ALL.into_iter().flat_map(move |stage| {
+        let new = |name, sql: &str| Condition::new(About::Receipt(stage), name, sql);
+        let lead = stage.lead().num_seconds() * 1_000_000;
+        [
+            new("of the plan", &format!("r.plan_id = {alias}.plan_id")),
+            new("of the agency", &format!("r.agency_id = {alias}.agency_id")),
+            new("of the stage", &format!("r.stage = {}", stage.code())),
+            new("in time", &format!("r.delivered_at <= {alias}.delete_at - {lead}")),
+        ]
+    })
+}
+
+/// Whether the lot that `alias` names has the receipts of all stages, each with its lead.
+pub(super) fn receipted(alias: &str) -> String {
+    all_receipted(&receipts(alias).collect::<Vec<_>>())
+}
+
+/// The statement that deletes under these conditions and answers the keys it deleted.
+pub(super) fn deletion(conditions: &[Condition]) -> String {
+    // The bounds decide nothing: they show the database a short stretch of the entries' primary key.
+    format!(
+        "{DELETION} WHERE {} \
+         AND EXISTS (SELECT 1 FROM sweep_entries e WHERE e.key_id >= $5 AND e.key_id <= $6 AND {}) \
+         AND EXISTS (SELECT 1 FROM sweep_lots l WHERE {} AND {}) RETURNING id",
+        all_of(conditions, About::Key),
+        all_of(conditions, About::Entry),
+        all_of(conditions, About::Lot),
+        all_receipted(conditions),
+    )
+}
+
+fn all_receipted(conditions: &[Condition]) -> String {
+    let exists =
+        |stage| format!("EXISTS (SELECT 1 FROM sweep_receipts r WHERE {})", all_of(conditions, About::Receipt(stage)));
+    Stage::ALL.map(exists).join(" AND ")
+}
+
+fn all_of(conditions: &[Condition], about: About) -> String {
+    let of: Vec<_> = conditions
+        .iter()
+        .filter(|condition| condition.about == about)
+        .map(|condition| condition.sql.as_str())
+        .collect();
+    of.join(" AND ")
+}
