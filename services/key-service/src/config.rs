@@ -22,6 +22,11 @@ pub const DEFAULTS: &str = include_str!("../config.default.toml");
 /// Longer, and a key could be planned while a use of it waits in memory.
 const MAX_SLACK_MS: u64 = 86_400_000;
 
+/// Shorter, and a slow moment would change who sweeps.
+const MIN_LEASE_MS: u64 = 3_000;
+/// Longer, and the sweep would miss its hours after a crash.
+const MAX_LEASE_MS: u64 = 600_000;
+
 /// All settings of key-service.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +111,8 @@ pub struct SweepConfig {
     pub breaker_max_keys: u64,
     /// Keys deleted by one transaction.
     pub delete_batch: u32,
+    /// How long the replica that sweeps keeps others from it, milliseconds.
+    pub lease_ms: u64,
 }
 
 impl Config {
@@ -147,6 +154,7 @@ impl Config {
             breaker: Breaker { max_percent: self.sweep.breaker_max_percent, max_keys: self.sweep.breaker_max_keys },
             recording_slack: self.recording_slack(),
             delete_batch: self.sweep.delete_batch,
+            lease: TimeDelta::milliseconds(self.sweep.lease_ms.min(MAX_LEASE_MS).cast_signed()),
         })
     }
 
@@ -214,6 +222,9 @@ impl Validate for SweepConfig {
                 faults.push(path, format!("must lie between {} and {}", range.start(), range.end()));
             }
         }
+        if !(MIN_LEASE_MS..=MAX_LEASE_MS).contains(&self.lease_ms) {
+            faults.push("sweep.lease_ms", format!("must lie between {MIN_LEASE_MS} and {MAX_LEASE_MS}"));
+        }
     }
 }
 
@@ -245,6 +256,7 @@ mod tests {
             ("KEYSWEEP_SWEEP__DAY", "29"),
             ("KEYSWEEP_SWEEP__HOUR", "24"),
             ("KEYSWEEP_SWEEP__DELETE_BATCH", "0"),
+            ("KEYSWEEP_SWEEP__LEASE_MS", "2999"),
         ])
         .unwrap_err()
         .to_string();
@@ -259,6 +271,7 @@ mod tests {
             "sweep.day",
             "sweep.hour",
             "sweep.delete_batch",
+            "sweep.lease_ms",
         ] {
             assert!(text.contains(setting), "{setting} is not in: {text}");
         }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::audit::Audit;
 use crate::app::keys::{KeyParts, Keys, RevealLimiter};
-use crate::app::sweep::{EventSignal, SweepService, Sweeper};
+use crate::app::sweep::{EventSignal, Leadership, SweepService, Sweeper};
 use crate::app::upkeep::Upkeep;
 use crate::app::verify::{UsageRecorder, Verifier, VerifierParts};
 use crate::config::{Config, DEFAULTS};
@@ -78,6 +78,9 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     deps.jobs.join().await;
     // It ends with the jobs, and has nothing to lose.
     let _ended: Result<(), _> = listening.await;
+    if let Err(error) = parts.sweeper.resign().await {
+        tracing::warn!(%error, "the sweeper's lease could not be given back: others wait until it has run out");
+    }
     let closed = parts.usage.close().await.context("cannot store the last uses");
     // Closing lets SQLite fold its log into the database file.
     let disconnected = db.close().await.context("cannot close the database");
@@ -130,15 +133,17 @@ impl Parts {
             settings: config.key_settings(),
         }));
         let watch = Arc::new(JumpWatch::new(deps.clock.clone()));
+        let leadership = Leadership::new(sweep_store.clone(), deps.clock.clone(), replica, policy.lease);
+        let leadership = Arc::new(leadership);
         let sweep = SweepService::new(
             sweep_store.clone(),
             deps.clock.clone(),
             policy,
             events.clone(),
-            replica.clone(),
+            leadership.clone(),
             watch.clone(),
         );
-        let sweeper = Arc::new(Sweeper::new(sweep_store, usage.clone(), ids, policy, events, replica, watch));
+        let sweeper = Arc::new(Sweeper::new(sweep_store, usage.clone(), ids, policy, events, leadership, watch));
         let (audit, upkeep) = (Arc::new(Audit::new(store.clone())), Arc::new(Upkeep::new(store)));
         Ok(Self { keys, verifier, audit, upkeep, usage, sweep, sweeper })
     }

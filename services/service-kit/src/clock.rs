@@ -19,6 +19,12 @@ pub trait Clock: Send + Sync + Debug {
     /// change it.
     fn lived(&self) -> Duration;
 
+    /// What a database's clock shows in the world of this clock. None: the world is the real one, and the database is to be
+    /// asked.
+    fn database_now(&self) -> Option<DateTime<Utc>> {
+        None
+    }
+
     /// Waits until [`Clock::now`] has reached `at`; returns at once when it has already.
     fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()>;
 }
@@ -61,12 +67,13 @@ impl Clock for SystemClock {
 pub struct SimulatedClock {
     now: watch::Sender<DateTime<Utc>>,
     lived: Mutex<Duration>,
+    database_lead: Mutex<TimeDelta>,
 }
 
 impl SimulatedClock {
     /// A clock that stands at `start`.
     pub fn new(start: DateTime<Utc>) -> Self {
-        Self { now: watch::Sender::new(truncate(start)), lived: Mutex::default() }
+        Self { now: watch::Sender::new(truncate(start)), lived: Mutex::default(), database_lead: Mutex::default() }
     }
 
     /// Lets time pass until `at` and wakes who waited for it. An earlier instant sets the clock back.
@@ -86,6 +93,11 @@ impl SimulatedClock {
     pub fn set_to(&self, at: DateTime<Utc>) {
         self.now.send_replace(truncate(at));
     }
+
+    /// Sets the clocks of databases `lead` ahead of this one; they stand alike at first.
+    pub fn set_database_lead(&self, lead: TimeDelta) {
+        *self.database_lead.lock().unwrap_or_else(PoisonError::into_inner) = lead;
+    }
 }
 
 impl Clock for SimulatedClock {
@@ -95,6 +107,10 @@ impl Clock for SimulatedClock {
 
     fn lived(&self) -> Duration {
         *self.lived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn database_now(&self) -> Option<DateTime<Utc>> {
+        Some(self.now() + *self.database_lead.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()> {

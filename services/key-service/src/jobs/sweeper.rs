@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use service_kit::jobs::{JobReport, Reconciler};
 
-use crate::app::sweep::Sweeper;
+use crate::app::sweep::{SweepStanding, Sweeper};
 use crate::domain::sweep::HoldReason;
 
 /// A second: within it a confirmed plan is published and a due lot begins to go. A look at nothing due is three small queries.
@@ -40,12 +40,22 @@ impl Reconciler for SweeperJob {
     async fn activate(&self, now: DateTime<Utc>) -> anyhow::Result<JobReport> {
         let tick = self.sweeper.tick(now).await?;
         metrics::counter!("keysweep_sweep_keys_deleted_total").increment(tick.keys_deleted);
+        metrics::gauge!("keysweep_sweep_leader").set(u8::from(tick.standing == SweepStanding::Leading));
+        metrics::counter!("keysweep_sweep_leases_taken_total").increment(tick.lease_taken.into());
+        metrics::counter!("keysweep_sweep_leases_lost_total")
+            .increment((tick.standing == SweepStanding::LeaseLost).into());
+        if let Some(offset) = tick.clock_offset_us {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+            metrics::gauge!("keysweep_clock_offset_seconds").set(offset as f64 / 1e6);
+        }
         metrics::gauge!("keysweep_sweep_waits").set(u32::try_from(tick.waits.len()).unwrap_or(u32::MAX));
         for reason in HoldReason::ALL {
             let held: i64 = tick.lots_held.iter().filter(|(why, _)| *why == reason).map(|(_, lots)| lots).sum();
             metrics::gauge!("keysweep_sweep_lots_held", "reason" => reason.as_str())
                 .set(u32::try_from(held).unwrap_or(u32::MAX));
         }
-        Ok(JobReport { work: tick.work(), detail: serde_json::to_value(&tick)? })
+        // Whoever lost the lease has not found that nothing is due.
+        let lost = u64::from(tick.standing == SweepStanding::LeaseLost);
+        Ok(JobReport { work: tick.work() + lost, detail: serde_json::to_value(&tick)? })
     }
 }

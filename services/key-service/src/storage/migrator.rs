@@ -6,6 +6,8 @@ use sea_orm_migration::{MigrationTrait, MigratorTrait};
 mod m0001_keys;
 #[path = "../../migrations/m0002_sweep.rs"]
 mod m0002_sweep;
+#[path = "../../migrations/m0003_lease.rs"]
+mod m0003_lease;
 
 /// Brings a database to the schema of this version.
 #[derive(Debug)]
@@ -14,6 +16,6 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_keys::Migration), Box::new(m0002_sweep::Migration)]
+        vec![Box::new(m0001_keys::Migration), Box::new(m0002_sweep::Migration), Box::new(m0003_lease::Migration)]
     }
 }

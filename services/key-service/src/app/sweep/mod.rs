@@ -4,17 +4,19 @@
 //! A use case reads the clock once; a port method is one transaction.
 
 mod error;
+mod leadership;
 mod ports;
 mod service;
 mod signal;
 mod sweeper;
 
 pub use error::SweepError;
+pub use leadership::Leadership;
 pub use ports::{
-    AgencyTotal, BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, LotFilter, LotView, NoticeReply,
-    NoticeResult, PlanDraft, PlanFilter, PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed,
-    SweepJobs, SweepReads, SweepStore, UsageFlush,
+    AgencyTotal, BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, Lease, LeaseAnswer, LotFilter, LotView,
+    NoticeReply, NoticeResult, PlanDraft, PlanFilter, PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk,
+    SweepFeed, SweepJobError, SweepJobs, SweepLease, SweepReads, SweepStore, UsageFlush,
 };
 pub use service::{OperatorCall, SweepService};
 pub use signal::EventSignal;
-pub use sweeper::{SweepTick, Sweeper};
+pub use sweeper::{SweepStanding, SweepTick, Sweeper};

@@ -78,7 +78,54 @@ pub struct ReconcilePage {
     pub next: Option<(String, String)>,
 }
 
-/// What the sweeper does to the database. All of it is idempotent and safe with several sweepers at once.
+/// The right to sweep, as its holder knows it. Whoever takes it after him has a greater token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The replica that holds it.
+    pub owner: String,
+    /// Grows with each change of the holder and never falls.
+    pub token: i64,
+    /// How long it lasts after a renewal.
+    pub lasts: TimeDelta,
+}
+
+/// What became of the wish for the lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseAnswer {
+    /// It is held.
+    Held(Lease),
+    /// Somebody else holds it.
+    Other {
+        /// Who.
+        owner: String,
+    },
+}
+
+/// Why the sweeper did not do it.
+#[derive(Debug, Clone, Error)]
+pub enum SweepJobError {
+    /// The lease is another's: nothing was written.
+    #[error("the lease was lost: another replica sweeps")]
+    LeaseLost,
+    /// The database did not do it.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Who sweeps, and by which clock.
+#[async_trait]
+pub trait SweepLease: Send + Sync {
+    /// What the database's clock shows; none: it has none of its own.
+    async fn database_time(&self) -> Result<Option<DateTime<Utc>>, StorageError>;
+    /// Renews the lease of `owner`, or takes it for him if nobody holds it at `at`, an instant of the database's clock that has
+    /// passed.
+    async fn take_lease(&self, owner: &str, lasts: TimeDelta, at: DateTime<Utc>) -> Result<LeaseAnswer, StorageError>;
+    /// Ends a lease before its time. One that was lost meanwhile is left to its holder.
+    async fn give_back(&self, lease: &Lease) -> Result<(), StorageError>;
+}
+
+/// What the sweeper does to the database. All of it is idempotent. What writes does so only under the lease, looked at in the same
+/// transaction.
 #[async_trait]
 pub trait SweepJobs: Send + Sync {
     /// The processes that record uses.
@@ -88,25 +135,38 @@ pub trait SweepJobs: Send + Sync {
     /// Plans in a state, oldest first.
     async fn plans_in(&self, state: PlanState) -> Result<Vec<Plan>, StorageError>;
     /// Makes and publishes a plan, or lets it await confirmation. None: another sweeper made it.
-    async fn make_plan(&self, draft: &PlanDraft, now: DateTime<Utc>) -> Result<Option<Plan>, StorageError>;
+    async fn make_plan(
+        &self,
+        lease: &Lease,
+        draft: &PlanDraft,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Plan>, SweepJobError>;
     /// Publishes a confirmed plan with what is idle since `idle_since` now. None: it is no longer to be published.
     async fn publish_confirmed(
         &self,
+        lease: &Lease,
         plan_id: &str,
         idle_since: DateTime<Utc>,
         now: DateTime<Utc>,
-    ) -> Result<Option<Plan>, StorageError>;
+    ) -> Result<Option<Plan>, SweepJobError>;
     /// Ends a plan that was never published. False: it is no longer waiting.
-    async fn cancel_unpublished(&self, plan_id: &str, reason: &str, now: DateTime<Utc>) -> Result<bool, StorageError>;
+    async fn cancel_unpublished(
+        &self,
+        lease: &Lease,
+        plan_id: &str,
+        reason: &str,
+        now: DateTime<Utc>,
+    ) -> Result<bool, SweepJobError>;
     /// Rescues planned entries after a position whose keys are no longer eligible.
     async fn rescue_ineligible(
         &self,
+        lease: &Lease,
         plan: &Plan,
         after: Option<(String, String)>,
         now: DateTime<Utc>,
-    ) -> Result<ReconcilePage, StorageError>;
+    ) -> Result<ReconcilePage, SweepJobError>;
     /// Defers up to `limit` open or held lots whose last date has passed; answers how many.
-    async fn defer_overdue(&self, limit: u32, now: DateTime<Utc>) -> Result<u64, StorageError>;
+    async fn defer_overdue(&self, lease: &Lease, limit: u32, now: DateTime<Utc>) -> Result<u64, SweepJobError>;
     /// Up to `limit` lots that can be deleted now, in the order of (plan, agency), after a position.
     async fn due_lots(
         &self,
@@ -115,13 +175,18 @@ pub trait SweepJobs: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Vec<(String, String, DateTime<Utc>)>, StorageError>;
     /// Deletes the next batch of a lot.
-    async fn delete_batch(&self, order: &BatchOrder, now: DateTime<Utc>) -> Result<BatchOutcome, StorageError>;
+    async fn delete_batch(
+        &self,
+        lease: &Lease,
+        order: &BatchOrder,
+        now: DateTime<Utc>,
+    ) -> Result<BatchOutcome, SweepJobError>;
     /// Closes up to `limit` lots whose time has come and whose entries have all left; answers how many.
-    async fn close_emptied(&self, limit: u32, now: DateTime<Utc>) -> Result<u64, StorageError>;
+    async fn close_emptied(&self, lease: &Lease, limit: u32, now: DateTime<Utc>) -> Result<u64, SweepJobError>;
     /// Held lots by reason; a reason without any is left out.
     async fn held_lots(&self) -> Result<Vec<(HoldReason, i64)>, StorageError>;
     /// Completes a plan without open lots whose time has come. False: it was not to be completed.
-    async fn complete_plan(&self, plan_id: &str, now: DateTime<Utc>) -> Result<bool, StorageError>;
+    async fn complete_plan(&self, lease: &Lease, plan_id: &str, now: DateTime<Utc>) -> Result<bool, SweepJobError>;
 }
 
 /// Who asked for what, and why.
@@ -341,6 +406,6 @@ pub trait SweepFeed: Send + Sync {
 }
 
 /// All of the sweep's database.
-pub trait SweepStore: SweepJobs + SweepDesk + SweepReads + SweepFeed + 'static {}
+pub trait SweepStore: SweepLease + SweepJobs + SweepDesk + SweepReads + SweepFeed + 'static {}
 
-impl<T: SweepJobs + SweepDesk + SweepReads + SweepFeed + 'static> SweepStore for T {}
+impl<T: SweepLease + SweepJobs + SweepDesk + SweepReads + SweepFeed + 'static> SweepStore for T {}

@@ -9,6 +9,7 @@ use service_kit::page::{self, Page};
 use service_kit::violations::Violations;
 
 use super::error::SweepError;
+use super::leadership::Leadership;
 use super::ports::{
     Command, DeskError, EntryFilter, LotFilter, LotView, NoticeResult, PlanFilter, PlanView, Preview, PreviewFilter,
     SweepStore,
@@ -47,7 +48,7 @@ pub struct SweepService {
     clock: SharedClock,
     policy: SweepPolicy,
     signal: EventSignal,
-    replica_id: String,
+    leadership: Arc<Leadership>,
     watch: Arc<JumpWatch>,
 }
 
@@ -61,16 +62,16 @@ impl std::fmt::Debug for SweepService {
 type Paged<T> = (Vec<T>, Option<String>);
 
 impl SweepService {
-    /// The use cases over a store, in the process that is `replica_id` in `usage_writers`.
+    /// The use cases over a store, in the replica whose leadership this is.
     pub fn new(
         store: Arc<dyn SweepStore>,
         clock: SharedClock,
         policy: SweepPolicy,
         signal: EventSignal,
-        replica_id: String,
+        leadership: Arc<Leadership>,
         watch: Arc<JumpWatch>,
     ) -> Self {
-        Self { store, clock, policy, signal, replica_id, watch }
+        Self { store, clock, policy, signal, leadership, watch }
     }
 
     /// The time of this installation.
@@ -282,8 +283,9 @@ impl SweepService {
         let mut waits_for = waits_for(&lot, last, now);
         if lot.state == LotState::Open && lot.delete_at <= now {
             waits_for.extend(clock_wait(lot.delete_at, now, self.watch.ahead()));
+            waits_for.extend(self.leadership.clock_wait());
             let cutoff = idle_since(lot.delete_at);
-            let verdict = judge_usage(writers, &self.replica_id, cutoff, self.policy.recording_slack, now);
+            let verdict = judge_usage(writers, self.leadership.replica_id(), cutoff, self.policy.recording_slack, now);
             if let UsageVerdict::Wait { replica_id } = verdict {
                 waits_for.push(format!("usage not flushed by replica {replica_id}"));
             }

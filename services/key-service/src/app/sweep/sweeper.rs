@@ -8,7 +8,8 @@ use service_kit::clock::JumpWatch;
 use service_kit::ids::IdGenerator;
 use tokio::sync::Mutex;
 
-use super::ports::{BatchOrder, BatchOutcome, PlanDraft, SweepStore, UsageFlush};
+use super::leadership::{Leadership, Standing};
+use super::ports::{BatchOrder, BatchOutcome, PlanDraft, SweepJobError, SweepStore, UsageFlush};
 use super::signal::EventSignal;
 use crate::app::StorageError;
 use crate::domain::sweep::schedule::{idle_since, last_delete_at, planning_closes_at};
@@ -29,9 +30,30 @@ const COMPARE_ALWAYS: TimeDelta = TimeDelta::minutes(2);
 /// A transaction that met another one is repeated this often before the next activation takes over.
 const ATTEMPTS: u32 = 3;
 
+/// What a replica was in one activation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SweepStanding {
+    /// Another replica sweeps: nothing was done.
+    #[default]
+    Following,
+    /// It sweeps.
+    Leading,
+    /// It swept until another replica turned out to have taken over: from then on nothing was written.
+    LeaseLost,
+    /// Its clock is too far off the database's: nothing was done.
+    ClockOff,
+}
+
 /// What one activation did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct SweepTick {
+    /// Whether this replica sweeps.
+    pub standing: SweepStanding,
+    /// Whether it took the lease in this activation.
+    pub lease_taken: bool,
+    /// Microseconds that its clock is ahead of the database's; none: the database has no clock of its own.
+    pub clock_offset_us: Option<i64>,
     /// Plans made, also those that await confirmation.
     pub plans_made: u64,
     /// Confirmed plans published.
@@ -69,14 +91,14 @@ impl SweepTick {
     }
 }
 
-/// Brings the database to what the rules of the sweep ask for at an instant. Several may run at once.
+/// Brings the database to what the rules of the sweep ask for at an instant. Of several, the one with the lease does.
 pub struct Sweeper {
     store: Arc<dyn SweepStore>,
     usage: Arc<dyn UsageFlush>,
     ids: IdGenerator,
     policy: SweepPolicy,
     signal: EventSignal,
-    replica_id: String,
+    leadership: Arc<Leadership>,
     watch: Arc<JumpWatch>,
     compared_at: Mutex<Option<DateTime<Utc>>>,
 }
@@ -85,40 +107,71 @@ impl std::fmt::Debug for Sweeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sweeper")
             .field("policy", &self.policy)
-            .field("replica_id", &self.replica_id)
+            .field("leadership", &self.leadership)
             .finish_non_exhaustive()
     }
 }
 
 impl Sweeper {
-    /// A sweeper of the process that is `replica_id` in `usage_writers`.
+    /// The sweeper of this process.
     pub fn new(
         store: Arc<dyn SweepStore>,
         usage: Arc<dyn UsageFlush>,
         ids: IdGenerator,
         policy: SweepPolicy,
         signal: EventSignal,
-        replica_id: String,
+        leadership: Arc<Leadership>,
         watch: Arc<JumpWatch>,
     ) -> Self {
-        Self { store, usage, ids, policy, signal, replica_id, watch, compared_at: Mutex::new(None) }
+        Self { store, usage, ids, policy, signal, leadership, watch, compared_at: Mutex::new(None) }
     }
 
-    /// Does what is due at `now`. What another sweeper has done meanwhile is found done.
+    /// Does what is due at `now`, if this replica is the one that sweeps. What another sweeper has done before is found done.
     ///
     /// # Errors
     /// When the database does not do its part; what was done stays done, and the next activation goes on from there.
     pub async fn tick(&self, now: DateTime<Utc>) -> Result<SweepTick, StorageError> {
         let mut tick = SweepTick::default();
-        let result = self.run(&mut tick, now).await;
+        let ahead = self.watch.ahead();
+        let standing = self.leadership.stand().await?;
+        tick.clock_offset_us = self.leadership.clock_offset().and_then(|offset| offset.num_microseconds());
+        match standing {
+            Standing::Follower => return Ok(tick),
+            Standing::ClockOff { wait } => {
+                tick.standing = SweepStanding::ClockOff;
+                tick.waits.push(wait);
+                return Ok(tick);
+            }
+            Standing::Leader { taken } => {
+                tick.standing = SweepStanding::Leading;
+                tick.lease_taken = taken;
+            }
+        }
+        let result = self.run(&mut tick, ahead, now).await;
         if tick.work() > 0 {
             self.signal.bump();
         }
-        result.map(|()| tick)
+        match result {
+            Ok(()) => Ok(tick),
+            Err(SweepJobError::LeaseLost) => {
+                tracing::warn!("the sweeper's lease was lost: nothing more was written, another replica goes on");
+                self.leadership.lost();
+                tick.standing = SweepStanding::LeaseLost;
+                Ok(tick)
+            }
+            Err(SweepJobError::Storage(error)) => Err(error),
+        }
     }
 
-    async fn run(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), StorageError> {
-        let ahead = self.watch.ahead();
+    /// Lets another replica sweep, at once.
+    ///
+    /// # Errors
+    /// When the database does not do its part; the lease then runs out by itself.
+    pub async fn resign(&self) -> Result<(), StorageError> {
+        self.leadership.resign().await
+    }
+
+    async fn run(&self, tick: &mut SweepTick, ahead: TimeDelta, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         self.confirm_or_cancel(tick, now).await?;
         self.plan(tick, now).await?;
         let open = self.store.plans_in(PlanState::Open).await?;
@@ -126,32 +179,51 @@ impl Sweeper {
             return Ok(());
         }
         self.compare(tick, &open, now).await?;
-        while repeat(|| self.store.defer_overdue(PAGE, now)).await.map(|done| add(&mut tick.lots_deferred, done))? > 0 {
+        loop {
+            let lease = self.leadership.lease().await?;
+            let deferred = repeat(|| self.store.defer_overdue(&lease, PAGE, now)).await?;
+            tick.lots_deferred += deferred;
+            if deferred == 0 {
+                break;
+            }
         }
         if open.iter().any(|plan| plan.delete_at <= now) {
             self.delete(tick, ahead, now).await?;
-            while repeat(|| self.store.close_emptied(PAGE, now)).await.map(|done| add(&mut tick.lots_executed, done))?
-                > 0
-            {}
+            self.close_emptied(tick, now).await?;
         }
         tick.lots_held = self.store.held_lots().await?;
         for plan in open.iter().filter(|plan| plan.delete_at <= now) {
-            tick.plans_completed += u64::from(repeat(|| self.store.complete_plan(&plan.plan_id, now)).await?);
+            let lease = self.leadership.lease().await?;
+            tick.plans_completed += u64::from(repeat(|| self.store.complete_plan(&lease, &plan.plan_id, now)).await?);
         }
         Ok(())
     }
 
+    /// Closes lots with nothing more to delete.
+    async fn close_emptied(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), SweepJobError> {
+        loop {
+            let lease = self.leadership.lease().await?;
+            let closed = repeat(|| self.store.close_emptied(&lease, PAGE, now)).await?;
+            tick.lots_executed += closed;
+            if closed == 0 {
+                return Ok(());
+            }
+        }
+    }
+
     /// Publishes plans that an operator has confirmed, and ends those for which it is too late.
-    async fn confirm_or_cancel(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), StorageError> {
+    async fn confirm_or_cancel(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         for plan in self.store.plans_in(PlanState::AwaitingConfirmation).await? {
             if now > planning_closes_at(plan.delete_at) {
                 let reason = "not confirmed while its notices could still go out in time";
-                let done = repeat(|| self.store.cancel_unpublished(&plan.plan_id, reason, now)).await?;
+                let lease = self.leadership.lease().await?;
+                let done = repeat(|| self.store.cancel_unpublished(&lease, &plan.plan_id, reason, now)).await?;
                 tick.plans_cancelled += u64::from(done);
             } else if plan.confirmed_at.is_some()
                 && let Some(idle_since) = self.trusted_cutoff(tick, idle_since(plan.delete_at), now).await?
             {
-                let published = repeat(|| self.store.publish_confirmed(&plan.plan_id, idle_since, now)).await?;
+                let lease = self.leadership.lease().await?;
+                let published = repeat(|| self.store.publish_confirmed(&lease, &plan.plan_id, idle_since, now)).await?;
                 tick.plans_published += u64::from(published.is_some());
             }
         }
@@ -159,7 +231,7 @@ impl Sweeper {
     }
 
     /// Makes the plan that is due.
-    async fn plan(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), StorageError> {
+    async fn plan(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         let Some(delete_at) = self.policy.plan_due(now) else { return Ok(()) };
         if self.store.plan_for(delete_at).await?.is_some() {
             return Ok(());
@@ -173,7 +245,8 @@ impl Sweeper {
             stage_window: self.policy.stage_window,
             breaker: self.policy.breaker,
         };
-        let made = repeat(|| self.store.make_plan(&draft, now)).await?;
+        let lease = self.leadership.lease().await?;
+        let made = repeat(|| self.store.make_plan(&lease, &draft, now)).await?;
         tick.plans_made += u64::from(made.is_some());
         Ok(())
     }
@@ -197,7 +270,7 @@ impl Sweeper {
         cutoff: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Option<TimeDelta> {
-        match judge_usage(writers, &self.replica_id, cutoff, self.policy.recording_slack, now) {
+        match judge_usage(writers, self.leadership.replica_id(), cutoff, self.policy.recording_slack, now) {
             UsageVerdict::Exact => Some(TimeDelta::zero()),
             UsageVerdict::CountSlack => Some(self.policy.recording_slack),
             UsageVerdict::Wait { replica_id } => {
@@ -212,7 +285,7 @@ impl Sweeper {
     }
 
     /// Rescues entries whose keys turned out to be no longer eligible.
-    async fn compare(&self, tick: &mut SweepTick, open: &[Plan], now: DateTime<Utc>) -> Result<(), StorageError> {
+    async fn compare(&self, tick: &mut SweepTick, open: &[Plan], now: DateTime<Utc>) -> Result<(), SweepJobError> {
         let mut compared_at = self.compared_at.lock().await;
         let due = compared_at.is_none_or(|last| now >= last + COMPARE_EVERY || now < last);
         for plan in open {
@@ -222,7 +295,8 @@ impl Sweeper {
             }
             let mut after = None;
             loop {
-                let page = repeat(|| self.store.rescue_ineligible(plan, after.clone(), now)).await?;
+                let lease = self.leadership.lease().await?;
+                let page = repeat(|| self.store.rescue_ineligible(&lease, plan, after.clone(), now)).await?;
                 tick.entries_kept += page.rescued;
                 after = page.next;
                 if after.is_none() {
@@ -237,7 +311,7 @@ impl Sweeper {
     }
 
     /// Deletes every lot whose gate is open, batch after batch, unless only a clock set forward says that its time has come.
-    async fn delete(&self, tick: &mut SweepTick, ahead: TimeDelta, now: DateTime<Utc>) -> Result<(), StorageError> {
+    async fn delete(&self, tick: &mut SweepTick, ahead: TimeDelta, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         let mut after = None;
         let mut writers = None;
         loop {
@@ -274,9 +348,10 @@ impl Sweeper {
         tick: &mut SweepTick,
         order: &BatchOrder,
         now: DateTime<Utc>,
-    ) -> Result<(), StorageError> {
+    ) -> Result<(), SweepJobError> {
         loop {
-            match repeat(|| self.store.delete_batch(order, now)).await? {
+            let lease = self.leadership.lease().await?;
+            match repeat(|| self.store.delete_batch(&lease, order, now)).await? {
                 BatchOutcome::Blocked(_) => return Ok(()),
                 BatchOutcome::Done { deleted, kept, closed } => {
                     tick.keys_deleted += deleted;
@@ -292,19 +367,16 @@ impl Sweeper {
     }
 }
 
-fn add(total: &mut u64, done: u64) -> u64 {
-    *total += done;
-    done
-}
-
 /// Repeats a transaction that met another one.
-async fn repeat<T, F>(mut transaction: impl FnMut() -> F) -> Result<T, StorageError>
+async fn repeat<T, F>(mut transaction: impl FnMut() -> F) -> Result<T, SweepJobError>
 where
-    F: Future<Output = Result<T, StorageError>>,
+    F: Future<Output = Result<T, SweepJobError>>,
 {
     for _ in 1..ATTEMPTS {
         match transaction().await {
-            Err(StorageError::Conflict(cause)) => tracing::debug!(cause, "a transaction of the sweep met another one"),
+            Err(SweepJobError::Storage(StorageError::Conflict(cause))) => {
+                tracing::debug!(cause, "a transaction of the sweep met another one")
+            }
             result => return result,
         }
     }

@@ -314,16 +314,6 @@ pub fn lot_gate(lot: &Lot, last_delete_at: DateTime<Utc>, now: DateTime<Utc>) ->
     blocks
 }
 
-/// Why a lot whose time has come by the clock waits all the same: the clock is `ahead` of the time that has really passed,
-/// and by that the lot's time has not come.
-#[must_use]
-pub fn clock_wait(delete_at: DateTime<Utc>, now: DateTime<Utc>, ahead: TimeDelta) -> Option<String> {
-    (delete_at <= now && delete_at > now - ahead).then(|| {
-        let seconds = ahead.num_seconds();
-        format!("the clock was set forward by {seconds} s: until they have passed, or the service was started anew")
-    })
-}
-
 /// Why an open or held lot is not deleted at `now`, besides that its time has not come; nothing for a closed one.
 #[must_use]
 pub fn waits_for(lot: &Lot, last_delete_at: DateTime<Utc>, now: DateTime<Utc>) -> Vec<String> {

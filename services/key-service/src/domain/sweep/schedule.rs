@@ -81,6 +81,8 @@ pub struct SweepPolicy {
     pub recording_slack: TimeDelta,
     /// Entries deleted in one transaction.
     pub delete_batch: u32,
+    /// How long a replica that sweeps keeps others from it after its last sign of life.
+    pub lease: TimeDelta,
 }
 
 impl Default for SweepPolicy {
@@ -91,6 +93,7 @@ impl Default for SweepPolicy {
             breaker: Breaker::default(),
             recording_slack: TimeDelta::hours(1),
             delete_batch: 1_000,
+            lease: TimeDelta::seconds(15),
         }
     }
 }

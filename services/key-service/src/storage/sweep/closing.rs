@@ -7,13 +7,14 @@ use sea_orm::{
     QuerySelect,
 };
 use serde_json::json;
-use service_kit::db::begin_write;
 use service_kit::time::to_micros;
 
 use super::codes::{self, Coded};
 use super::entities::{entries, lots, plans};
 use super::journal::Journal;
+use super::lease;
 use super::sql::statement;
+use crate::app::sweep::{Lease, SweepJobError};
 use crate::domain::sweep::{EntryState, EventPayload, LotCounts, LotState, PlanState};
 use crate::storage::StorageError;
 
@@ -166,9 +167,10 @@ pub(super) async fn cancel_lots(
 /// Defers open and held lots whose last date has passed.
 pub(super) async fn defer_overdue(
     db: &DatabaseConnection,
+    lease: &Lease,
     limit: u32,
     now: DateTime<Utc>,
-) -> Result<u64, StorageError> {
+) -> Result<u64, SweepJobError> {
     let overdue = || {
         lots::Entity::find()
             .filter(lots::Column::State.is_in(UNCLOSED.map(Coded::code)))
@@ -180,7 +182,7 @@ pub(super) async fn defer_overdue(
     if overdue().one(db).await?.is_none() {
         return Ok(0);
     }
-    let tx = begin_write(db).await?;
+    let tx = lease::begin(db, lease).await?;
     let mut journal = Journal::of_sweep(now);
     let due = overdue().lock_exclusive().all(&tx).await?;
     for lot in &due {
@@ -198,9 +200,10 @@ pub(super) async fn defer_overdue(
 /// Closes open and held lots whose time has come and of which nothing is left.
 pub(super) async fn close_emptied(
     db: &DatabaseConnection,
+    lease: &Lease,
     limit: u32,
     now: DateTime<Utc>,
-) -> Result<u64, StorageError> {
+) -> Result<u64, SweepJobError> {
     let sql = "SELECT l.plan_id, l.agency_id FROM sweep_lots l WHERE l.state IN (1, 2) AND l.delete_at <= $1 \
                AND NOT EXISTS (SELECT 1 FROM sweep_entries e \
                WHERE e.plan_id = l.plan_id AND e.agency_id = l.agency_id AND e.state = 1) \
@@ -210,7 +213,7 @@ pub(super) async fn close_emptied(
     if emptied.is_empty() {
         return Ok(0);
     }
-    let tx = begin_write(db).await?;
+    let tx = lease::begin(db, lease).await?;
     let mut journal = Journal::of_sweep(now);
     let mut closed = 0;
     for row in emptied {
@@ -241,13 +244,14 @@ async fn has_unclosed(db: &impl ConnectionTrait, plan_id: &str) -> Result<bool, 
 /// Completes an open plan whose time has come and whose lots are all closed.
 pub(super) async fn complete_plan(
     db: &DatabaseConnection,
+    lease: &Lease,
     plan_id: &str,
     now: DateTime<Utc>,
-) -> Result<bool, StorageError> {
+) -> Result<bool, SweepJobError> {
     if has_unclosed(db, plan_id).await? {
         return Ok(false);
     }
-    let tx = begin_write(db).await?;
+    let tx = lease::begin(db, lease).await?;
     let completed = plans::Entity::update_many()
         .col_expr(plans::Column::State, Expr::value(PlanState::Completed.code()))
         .col_expr(plans::Column::CompletedAt, Expr::value(to_micros(now)))

@@ -9,7 +9,6 @@ use sea_orm::{
     QuerySelect, Value,
 };
 use serde_json::json;
-use service_kit::db::begin_write;
 use service_kit::time::{from_micros, to_micros};
 
 use super::closing;
@@ -17,9 +16,10 @@ use super::codes::{self, Coded};
 use super::entities::{entries, lots, receipts};
 use super::gate::{self, Condition};
 use super::journal::Journal;
+use super::lease;
 use super::rescue::take_out;
 use super::sql::{for_update, last_use, statement, with_own_plans};
-use crate::app::sweep::{BatchOrder, BatchOutcome};
+use crate::app::sweep::{BatchOrder, BatchOutcome, Lease, SweepJobError};
 use crate::domain::sweep::schedule::idle_since;
 use crate::domain::sweep::{EntryBlock, EntryState, KeyFacts, LotBlock, Receipts, entry_gate, lot_gate};
 use crate::storage::StorageError;
@@ -96,10 +96,11 @@ impl Stretch<'_> {
 /// Deletes the next batch of a lot, if its gate is open.
 pub(super) async fn delete_batch(
     db: &DatabaseConnection,
+    lease: &Lease,
     order: &BatchOrder,
     now: DateTime<Utc>,
-) -> Result<BatchOutcome, StorageError> {
-    let tx = begin_write(db).await?;
+) -> Result<BatchOutcome, SweepJobError> {
+    let tx = lease::begin(db, lease).await?;
     with_own_plans(&tx).await?;
     let row =
         lots::Entity::find_by_id((order.plan_id.clone(), order.agency_id.clone())).lock_exclusive().one(&tx).await?;

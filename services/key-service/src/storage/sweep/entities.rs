@@ -1,4 +1,4 @@
-//! One entity per table of migration 2.
+//! One entity per table of migrations 2 and 3.
 
 /// Table `sweep_plans`: one row per quarterly deletion.
 pub mod plans {
@@ -222,6 +222,34 @@ pub mod subscribers {
         pub sequence: i64,
         /// When it last subscribed.
         pub seen_at: i64,
+    }
+
+    /// No relations.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Table `sweep_lease`: one row, who sweeps.
+pub mod lease {
+    use sea_orm::entity::prelude::*;
+
+    /// The lease.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "sweep_lease")]
+    pub struct Model {
+        /// Always 1.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: i16,
+        /// The replica that holds it; empty: none.
+        pub owner: String,
+        /// Grows with each change of the holder and never falls.
+        pub token: i64,
+        /// Its last renewal, by the database's clock.
+        pub renewed_at: i64,
+        /// When it runs out, by the database's clock.
+        pub expires_at: i64,
     }
 
     /// No relations.

@@ -1,6 +1,6 @@
 //! The sweep in the database: plans made, entries rescued, lots deleted, each as one transaction.
 //!
-//! Rows are locked in the order plan, lot, `api_keys`, `sweep_entries`, `audit_head`, `sweep_head`. The last is taken by
+//! Rows are locked in the order lease, plan, lot, `api_keys`, `sweep_entries`, `audit_head`, `sweep_head`. The last is taken by
 //! the last statements of a transaction, so that events stand in the order of their commitment, without gaps.
 
 mod closing;
@@ -11,6 +11,7 @@ pub mod entities;
 mod feed;
 mod gate;
 mod journal;
+mod lease;
 mod notices;
 pub mod outbox;
 mod planning;

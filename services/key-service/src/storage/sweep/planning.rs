@@ -7,14 +7,14 @@ use sea_orm::{
     QuerySelect,
 };
 use serde_json::json;
-use service_kit::db::begin_write;
 use service_kit::time::to_micros;
 
 use super::codes::{self, Coded};
 use super::entities::plans;
 use super::journal::Journal;
+use super::lease;
 use super::sql::{last_use, statement, without_parallel_workers};
-use crate::app::sweep::PlanDraft;
+use crate::app::sweep::{Lease, PlanDraft, SweepJobError};
 use crate::domain::sweep::event::CHUNK_ENTRIES;
 use crate::domain::sweep::{EventPayload, KeyRange, Plan, PlanState};
 use crate::storage::StorageError;
@@ -22,10 +22,11 @@ use crate::storage::StorageError;
 /// Makes a plan: publishes it, or lets it await confirmation if it is above the breaker.
 pub(super) async fn make(
     db: &DatabaseConnection,
+    lease: &Lease,
     draft: &PlanDraft,
     now: DateTime<Utc>,
-) -> Result<Option<Plan>, StorageError> {
-    let tx = begin_write(db).await?;
+) -> Result<Option<Plan>, SweepJobError> {
+    let tx = lease::begin(db, lease).await?;
     without_parallel_workers(&tx).await?;
     let mut plan = Plan {
         plan_id: draft.plan_id.clone(),
@@ -70,11 +71,12 @@ pub(super) async fn make(
 /// Publishes a plan that an operator has confirmed, with what is idle now.
 pub(super) async fn publish_confirmed(
     db: &DatabaseConnection,
+    lease: &Lease,
     plan_id: &str,
     idle_since: DateTime<Utc>,
     now: DateTime<Utc>,
-) -> Result<Option<Plan>, StorageError> {
-    let tx = begin_write(db).await?;
+) -> Result<Option<Plan>, SweepJobError> {
+    let tx = lease::begin(db, lease).await?;
     without_parallel_workers(&tx).await?;
     let row = plans::Entity::find_by_id(plan_id).lock_exclusive().one(&tx).await?;
     let Some(mut plan) = row.map(codes::plan).transpose()? else { return Ok(None) };
@@ -219,11 +221,12 @@ async fn save(tx: &DatabaseTransaction, plan: &Plan) -> Result<(), StorageError>
 /// Ends a plan that was never published.
 pub(super) async fn cancel_unpublished(
     db: &DatabaseConnection,
+    lease: &Lease,
     plan_id: &str,
     reason: &str,
     now: DateTime<Utc>,
-) -> Result<bool, StorageError> {
-    let tx = begin_write(db).await?;
+) -> Result<bool, SweepJobError> {
+    let tx = lease::begin(db, lease).await?;
     let ended = plans::Entity::update_many()
         .col_expr(plans::Column::State, Expr::value(PlanState::Cancelled.code()))
         .col_expr(plans::Column::StateReason, Expr::value(reason))

@@ -3,13 +3,13 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction};
 use service_kit::actor::Actor;
-use service_kit::db::begin_write;
 use service_kit::time::to_micros;
 
 use super::codes::Coded;
 use super::journal::Journal;
+use super::lease;
 use super::sql::{for_update, last_use, statement};
-use crate::app::sweep::ReconcilePage;
+use crate::app::sweep::{Lease, ReconcilePage, SweepJobError};
 use crate::domain::sweep::{EntryState, Plan, RescueCause};
 use crate::storage::StorageError;
 
@@ -59,10 +59,11 @@ pub(super) async fn take_out(
 /// Rescues the planned entries of a plan whose keys were used, ended or rotated while the plan was made.
 pub(super) async fn rescue_ineligible(
     db: &DatabaseConnection,
+    lease: &Lease,
     plan: &Plan,
     after: Option<(String, String)>,
     now: DateTime<Utc>,
-) -> Result<ReconcilePage, StorageError> {
+) -> Result<ReconcilePage, SweepJobError> {
     let (agency, key) = after.unwrap_or_default();
     // The stretch first, so that the comparison is bounded by what it reads, not by what it finds.
     let sql = "SELECT agency_id, key_id FROM (SELECT agency_id, key_id FROM sweep_entries \
@@ -88,7 +89,7 @@ pub(super) async fn rescue_ineligible(
     if found.is_empty() {
         return Ok(page);
     }
-    let tx = begin_write(db).await?;
+    let tx = lease::begin(db, lease).await?;
     let mut journal = Journal::of_sweep(now);
     for row in found {
         let key_id: String = row.try_get("", "id")?;

@@ -1,15 +1,16 @@
 //! The ports of the sweep over one database.
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::DatabaseConnection;
 use service_kit::page::Page;
 use service_kit::time::to_micros;
 
-use super::{closing, deletion, desk, feed, notices, planning, reads, rescue};
+use super::{closing, deletion, desk, feed, lease, notices, planning, reads, rescue};
 use crate::app::sweep::{
-    BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, LotFilter, NoticeResult, PlanDraft, PlanFilter,
-    PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobs, SweepReads,
+    BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, Lease, LeaseAnswer, LotFilter, NoticeResult, PlanDraft,
+    PlanFilter, PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobError, SweepJobs,
+    SweepLease, SweepReads,
 };
 use crate::domain::sweep::{
     Entry, HoldReason, KeyRange, Lot, LotCounts, Notice, Plan, PlanState, StoredEvent, UsageWriter,
@@ -33,6 +34,21 @@ impl SqlSweepStore {
 type Pair = (String, String);
 
 #[async_trait]
+impl SweepLease for SqlSweepStore {
+    async fn database_time(&self) -> Result<Option<DateTime<Utc>>, StorageError> {
+        lease::database_time(&self.db).await
+    }
+
+    async fn take_lease(&self, owner: &str, lasts: TimeDelta, at: DateTime<Utc>) -> Result<LeaseAnswer, StorageError> {
+        lease::take(&self.db, owner, lasts, at).await
+    }
+
+    async fn give_back(&self, held: &Lease) -> Result<(), StorageError> {
+        lease::give_back(&self.db, held).await
+    }
+}
+
+#[async_trait]
 impl SweepJobs for SqlSweepStore {
     async fn usage_writers(&self) -> Result<Vec<UsageWriter>, StorageError> {
         reads::writers(&self.db).await
@@ -46,34 +62,47 @@ impl SweepJobs for SqlSweepStore {
         reads::plans_in(&self.db, state).await
     }
 
-    async fn make_plan(&self, draft: &PlanDraft, now: DateTime<Utc>) -> Result<Option<Plan>, StorageError> {
-        planning::make(&self.db, draft, now).await
+    async fn make_plan(
+        &self,
+        lease: &Lease,
+        draft: &PlanDraft,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Plan>, SweepJobError> {
+        planning::make(&self.db, lease, draft, now).await
     }
 
     async fn publish_confirmed(
         &self,
+        lease: &Lease,
         plan_id: &str,
         idle_since: DateTime<Utc>,
         now: DateTime<Utc>,
-    ) -> Result<Option<Plan>, StorageError> {
-        planning::publish_confirmed(&self.db, plan_id, idle_since, now).await
+    ) -> Result<Option<Plan>, SweepJobError> {
+        planning::publish_confirmed(&self.db, lease, plan_id, idle_since, now).await
     }
 
-    async fn cancel_unpublished(&self, plan_id: &str, reason: &str, now: DateTime<Utc>) -> Result<bool, StorageError> {
-        planning::cancel_unpublished(&self.db, plan_id, reason, now).await
+    async fn cancel_unpublished(
+        &self,
+        lease: &Lease,
+        plan_id: &str,
+        reason: &str,
+        now: DateTime<Utc>,
+    ) -> Result<bool, SweepJobError> {
+        planning::cancel_unpublished(&self.db, lease, plan_id, reason, now).await
     }
 
     async fn rescue_ineligible(
         &self,
+        lease: &Lease,
         plan: &Plan,
         after: Option<Pair>,
         now: DateTime<Utc>,
-    ) -> Result<ReconcilePage, StorageError> {
-        rescue::rescue_ineligible(&self.db, plan, after, now).await
+    ) -> Result<ReconcilePage, SweepJobError> {
+        rescue::rescue_ineligible(&self.db, lease, plan, after, now).await
     }
 
-    async fn defer_overdue(&self, limit: u32, now: DateTime<Utc>) -> Result<u64, StorageError> {
-        closing::defer_overdue(&self.db, limit, now).await
+    async fn defer_overdue(&self, lease: &Lease, limit: u32, now: DateTime<Utc>) -> Result<u64, SweepJobError> {
+        closing::defer_overdue(&self.db, lease, limit, now).await
     }
 
     async fn due_lots(
@@ -85,20 +114,25 @@ impl SweepJobs for SqlSweepStore {
         deletion::due_lots(&self.db, after, limit, now).await
     }
 
-    async fn delete_batch(&self, order: &BatchOrder, now: DateTime<Utc>) -> Result<BatchOutcome, StorageError> {
-        deletion::delete_batch(&self.db, order, now).await
+    async fn delete_batch(
+        &self,
+        lease: &Lease,
+        order: &BatchOrder,
+        now: DateTime<Utc>,
+    ) -> Result<BatchOutcome, SweepJobError> {
+        deletion::delete_batch(&self.db, lease, order, now).await
     }
 
-    async fn close_emptied(&self, limit: u32, now: DateTime<Utc>) -> Result<u64, StorageError> {
-        closing::close_emptied(&self.db, limit, now).await
+    async fn close_emptied(&self, lease: &Lease, limit: u32, now: DateTime<Utc>) -> Result<u64, SweepJobError> {
+        closing::close_emptied(&self.db, lease, limit, now).await
     }
 
     async fn held_lots(&self) -> Result<Vec<(HoldReason, i64)>, StorageError> {
         reads::held_lots(&self.db).await
     }
 
-    async fn complete_plan(&self, plan_id: &str, now: DateTime<Utc>) -> Result<bool, StorageError> {
-        closing::complete_plan(&self.db, plan_id, now).await
+    async fn complete_plan(&self, lease: &Lease, plan_id: &str, now: DateTime<Utc>) -> Result<bool, SweepJobError> {
+        closing::complete_plan(&self.db, lease, plan_id, now).await
     }
 }
 

@@ -71,7 +71,7 @@ both_databases! {
     async fn after_a_crash_between_batches_the_next_activation_continues(db: TestDatabase) {
         let house = ready(db, &["key_1", "key_2", "key_3", "key_4", "key_5"], 2).await;
         let order = BatchOrder { limit: 2, ..order(&house, TimeDelta::zero()).await };
-        let done = house.store.delete_batch(&order, d()).await.unwrap();
+        let done = house.store.delete_batch(&house.lease().await, &order, d()).await.unwrap();
         assert_eq!(done, BatchOutcome::Done { deleted: 2, kept: 0, closed: false });
         // The process dies here; another one comes up.
         let tick = house.another_sweeper().tick(d()).await.unwrap();
@@ -82,7 +82,7 @@ both_databases! {
     async fn a_key_used_without_its_rescue_survives(db: TestDatabase) {
         let house = ready(db, &["key_1", "key_2", "key_3"], 100).await;
         house.set("key_2", api_keys::Column::LastUsedAt, to_micros(idle() + TICK)).await;
-        let done = house.store.delete_batch(&order(&house, TimeDelta::zero()).await, d()).await.unwrap();
+        let done = house.store.delete_batch(&house.lease().await, &order(&house, TimeDelta::zero()).await, d()).await.unwrap();
         assert_eq!(done, BatchOutcome::Done { deleted: 2, kept: 1, closed: true });
         assert_eq!(house.key_state("key_2").await, 1);
         assert!(house.key_row("key_2").await.secret_hash.is_some());
@@ -99,7 +99,7 @@ both_databases! {
         house.set("key_revoked", api_keys::Column::State, 2_i16).await;
         house.set("key_rotated", api_keys::Column::RevokeAt, to_micros(d())).await;
         api_keys::Entity::delete_by_id("key_gone").exec(&house.db).await.unwrap();
-        let done = house.store.delete_batch(&order(&house, TimeDelta::zero()).await, d()).await.unwrap();
+        let done = house.store.delete_batch(&house.lease().await, &order(&house, TimeDelta::zero()).await, d()).await.unwrap();
         assert_eq!(done, BatchOutcome::Done { deleted: 1, kept: 4, closed: true });
         for (id, state, cause) in [
             ("key_edge", DELETED, None), ("key_moved", SPARED, None), ("key_revoked", RESCUED, Some(2)),
@@ -116,7 +116,7 @@ both_databases! {
         let hour = TimeDelta::hours(1);
         house.set("key_1", api_keys::Column::LastUsedAt, to_micros(idle() - hour + TICK)).await;
         house.set("key_2", api_keys::Column::LastUsedAt, to_micros(idle() - hour)).await;
-        let done = house.store.delete_batch(&order(&house, hour).await, d()).await.unwrap();
+        let done = house.store.delete_batch(&house.lease().await, &order(&house, hour).await, d()).await.unwrap();
         assert_eq!(done, BatchOutcome::Done { deleted: 1, kept: 1, closed: true });
         assert_eq!((house.key_state("key_1").await, house.entry_state("key_1").await), (1, SPARED));
         assert_eq!(house.key_state("key_2").await, 3);
@@ -138,14 +138,14 @@ both_databases! {
     async fn a_batch_asks_the_gate_again(db: TestDatabase) {
         let house = ready(db, &["key_1"], 100).await;
         let order = order(&house, TimeDelta::zero()).await;
-        let early = house.store.delete_batch(&order, d() - TICK).await.unwrap();
+        let early = house.store.delete_batch(&house.lease().await, &order, d() - TICK).await.unwrap();
         assert_eq!(early, BatchOutcome::Blocked(vec![LotBlock::NotYet { delete_at: d() }]));
         let late = d() + TimeDelta::days(14);
-        assert!(matches!(house.store.delete_batch(&order, late + TICK).await.unwrap(), BatchOutcome::Blocked(_)));
+        assert!(matches!(house.store.delete_batch(&house.lease().await, &order, late + TICK).await.unwrap(), BatchOutcome::Blocked(_)));
         let moved = BatchOrder { delete_at: d() - TimeDelta::hours(1), ..order.clone() };
-        assert!(matches!(house.store.delete_batch(&moved, d()).await.unwrap(), BatchOutcome::Blocked(_)));
+        assert!(matches!(house.store.delete_batch(&house.lease().await, &moved, d()).await.unwrap(), BatchOutcome::Blocked(_)));
         receipts::Entity::delete_many().filter(receipts::Column::Stage.eq(3)).exec(&house.db).await.unwrap();
-        let unreceipted = house.store.delete_batch(&order, d()).await.unwrap();
+        let unreceipted = house.store.delete_batch(&house.lease().await, &order, d()).await.unwrap();
         assert_eq!(unreceipted, BatchOutcome::Blocked(vec![LotBlock::ReceiptMissing(Stage::D1)]));
         assert_eq!(house.key_state("key_1").await, 1);
     }

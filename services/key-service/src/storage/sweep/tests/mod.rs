@@ -3,6 +3,7 @@
 mod deleting;
 mod desk;
 mod gate;
+mod leading;
 mod lifecycle;
 mod notices;
 mod planning;
@@ -26,10 +27,10 @@ use service_kit::time::{from_micros, to_micros};
 use sha2::{Digest, Sha256};
 
 use super::SqlSweepStore;
-use super::entities::{entries, events, lots};
+use super::entities::{entries, events, lease, lots};
 use crate::app::sweep::{
-    EventSignal, LotView, NoticeReply, NoticeResult, OperatorCall, PlanView, SweepDesk, SweepReads, SweepService,
-    SweepTick, Sweeper, UsageFlush,
+    EventSignal, Leadership, Lease, LotView, NoticeReply, NoticeResult, OperatorCall, PlanView, SweepDesk, SweepReads,
+    SweepService, SweepTick, Sweeper, UsageFlush,
 };
 use crate::domain::sweep::{
     Breaker, EntryState, EventPayload, HoldReason, LotCounts, LotState, Notice, NoticeKind, RescueCause, Stage,
@@ -85,14 +86,27 @@ impl House {
         let store = SqlSweepStore::new(db.clone());
         let signal = EventSignal::new();
         let watch = Arc::new(JumpWatch::new(clock.clone()));
-        let sweeper = Arc::new(sweeper(&store, policy, &signal, 7, watch.clone()));
-        let service = SweepService::new(Arc::new(store.clone()), clock.clone(), policy, signal, "rep_me".into(), watch);
+        let leadership = leadership(&store, clock.clone(), "rep_me");
+        let sweeper = Arc::new(sweeper(&store, policy, &signal, 7, leadership.clone(), watch.clone()));
+        let service = SweepService::new(Arc::new(store.clone()), clock.clone(), policy, signal, leadership, watch);
         Self { db, store, clock, sweeper, service, policy, _database: database }
     }
 
-    /// Another replica's sweeper on the same database.
+    /// Another replica's sweeper on the same database, by the same clock.
     pub(crate) fn another_sweeper(&self) -> Sweeper {
-        sweeper(&self.store, self.policy, &EventSignal::new(), 8, Arc::new(JumpWatch::new(self.clock.clone())))
+        self.another_sweeper_by(self.clock.clone())
+    }
+
+    /// Another replica's sweeper on the same database, by a clock of its own.
+    pub(crate) fn another_sweeper_by(&self, clock: Arc<dyn Clock>) -> Sweeper {
+        let leadership = leadership(&self.store, clock.clone(), "rep_other");
+        sweeper(&self.store, self.policy, &EventSignal::new(), 8, leadership, Arc::new(JumpWatch::new(clock)))
+    }
+
+    /// The lease as its holder knows it, whoever that is.
+    pub(crate) async fn lease(&self) -> Lease {
+        let row = lease::Entity::find_by_id(1_i16).one(&self.db).await.expect("query").expect("lease");
+        Lease { owner: row.owner, token: row.token, lasts: TimeDelta::seconds(15) }
     }
 
     /// A key of `agy_1`'s location `loc_1`, created long ago.
@@ -283,10 +297,15 @@ fn sweeper(
     policy: SweepPolicy,
     signal: &EventSignal,
     seed: u64,
+    leadership: Arc<Leadership>,
     watch: Arc<JumpWatch>,
 ) -> Sweeper {
     let ids = IdGenerator::new(Arc::new(SeededEntropy::new(seed)));
-    Sweeper::new(Arc::new(store.clone()), Arc::new(NothingToFlush), ids, policy, signal.clone(), "rep_me".into(), watch)
+    Sweeper::new(Arc::new(store.clone()), Arc::new(NothingToFlush), ids, policy, signal.clone(), leadership, watch)
+}
+
+fn leadership(store: &SqlSweepStore, clock: Arc<dyn Clock>, replica_id: &str) -> Arc<Leadership> {
+    Arc::new(Leadership::new(Arc::new(store.clone()), clock, replica_id.to_owned(), SweepPolicy::default().lease))
 }
 
 /// A row of `api_keys`.

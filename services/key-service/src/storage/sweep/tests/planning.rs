@@ -48,6 +48,7 @@ both_databases! {
         let house = House::new(db).await;
         house.key("key_1", None).await;
         assert_eq!(house.tick_at(d() - TimeDelta::days(1) + TICK).await.work(), 0);
+        house.sweeper.resign().await.unwrap();
         let sweeper = house.another_sweeper();
         assert_eq!(sweeper.tick(d() - TimeDelta::days(1)).await.unwrap().plans_made, 1);
     }
@@ -178,10 +179,10 @@ both_databases! {
             stage_window: TimeDelta::hours(6),
             breaker: Breaker::default(),
         };
-        let made = house.store.make_plan(&draft, plan_time()).await.unwrap().unwrap();
+        let made = house.store.make_plan(&house.lease().await, &draft, plan_time()).await.unwrap().unwrap();
         assert_eq!(made.entry_count, 0);
         assert_eq!(house.entry_count().await, 1);
-        assert!(house.store.make_plan(&draft, plan_time()).await.is_ok_and(|again| again.is_none()));
+        assert!(house.store.make_plan(&house.lease().await, &draft, plan_time()).await.is_ok_and(|again| again.is_none()));
         assert_eq!(plans::Entity::find().count(&house.db).await.unwrap(), 2);
     }
 

@@ -81,7 +81,7 @@ both_databases! {
             assert_eq!((entry.state, entry.cause), (state, cause), "{id}");
         }
         let plan = house.plan().await.plan;
-        let again = house.store.rescue_ineligible(&plan, None, plan_time()).await.unwrap();
+        let again = house.store.rescue_ineligible(&house.lease().await, &plan, None, plan_time()).await.unwrap();
         assert_eq!(again.rescued, 0);
     }
 
