@@ -1,6 +1,7 @@
 //! Settings. `config.default.toml` documents each.
 
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 
 use chrono::TimeDelta;
 use secrecy::ExposeSecret;
@@ -26,6 +27,9 @@ const MAX_SLACK_MS: u64 = 86_400_000;
 const MIN_LEASE_MS: u64 = 3_000;
 /// Longer, and the sweep would miss its hours after a crash.
 const MAX_LEASE_MS: u64 = 600_000;
+
+/// A quarter and a month at least: whoever follows the sweep may be away for that long.
+const RETENTION_DAYS: RangeInclusive<u32> = 120..=36_500;
 
 /// All settings of key-service.
 #[derive(Clone, Debug, Deserialize)]
@@ -113,6 +117,8 @@ pub struct SweepConfig {
     pub delete_batch: u32,
     /// How long the replica that sweeps keeps others from it, milliseconds.
     pub lease_ms: u64,
+    /// Days that events of ended plans are kept at least; 0: for ever.
+    pub event_retention_days: u32,
 }
 
 impl Config {
@@ -154,6 +160,8 @@ impl Config {
             breaker: Breaker { max_percent: self.sweep.breaker_max_percent, max_keys: self.sweep.breaker_max_keys },
             recording_slack: self.recording_slack(),
             delete_batch: self.sweep.delete_batch,
+            event_retention: (self.sweep.event_retention_days > 0)
+                .then(|| TimeDelta::days(self.sweep.event_retention_days.into())),
             lease: TimeDelta::milliseconds(self.sweep.lease_ms.min(MAX_LEASE_MS).cast_signed()),
         })
     }
@@ -222,6 +230,10 @@ impl Validate for SweepConfig {
                 faults.push(path, format!("must lie between {} and {}", range.start(), range.end()));
             }
         }
+        if self.event_retention_days != 0 && !RETENTION_DAYS.contains(&self.event_retention_days) {
+            let (least, most) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
+            faults.push("sweep.event_retention_days", format!("must be 0 or lie between {least} and {most}"));
+        }
         if !(MIN_LEASE_MS..=MAX_LEASE_MS).contains(&self.lease_ms) {
             faults.push("sweep.lease_ms", format!("must lie between {MIN_LEASE_MS} and {MAX_LEASE_MS}"));
         }
@@ -257,6 +269,7 @@ mod tests {
             ("KEYSWEEP_SWEEP__HOUR", "24"),
             ("KEYSWEEP_SWEEP__DELETE_BATCH", "0"),
             ("KEYSWEEP_SWEEP__LEASE_MS", "2999"),
+            ("KEYSWEEP_SWEEP__EVENT_RETENTION_DAYS", "119"),
         ])
         .unwrap_err()
         .to_string();
@@ -272,6 +285,7 @@ mod tests {
             "sweep.hour",
             "sweep.delete_batch",
             "sweep.lease_ms",
+            "sweep.event_retention_days",
         ] {
             assert!(text.contains(setting), "{setting} is not in: {text}");
         }

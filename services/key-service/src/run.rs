@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use futures::future::try_join_all;
 use sea_orm::DatabaseConnection;
 use service_kit::Deps;
 use service_kit::cli::Service;
@@ -29,6 +30,7 @@ use crate::jobs::sweeper::SweeperJob;
 use crate::jobs::{EndOverlaps, FlushUses, FollowChanges, ForgetRequests};
 use crate::storage::changes::KEY_CHANGES;
 use crate::storage::sweep::SqlSweepStore;
+use crate::storage::sweep::outbox::SWEEP_EVENTS;
 use crate::storage::{Migrator, SqlStore, keyring_check};
 
 /// Kind of the ids that replicas report their uses under.
@@ -76,8 +78,8 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
 
     jobs_end.cancel();
     deps.jobs.join().await;
-    // It ends with the jobs, and has nothing to lose.
-    let _ended: Result<(), _> = listening.await;
+    // They end with the jobs, and have nothing to lose.
+    let _ended: Result<Vec<()>, _> = try_join_all(listening).await;
     if let Err(error) = parts.sweeper.resign().await {
         tracing::warn!(%error, "the sweeper's lease could not be given back: others wait until it has run out");
     }
@@ -149,15 +151,18 @@ impl Parts {
     }
 
     /// Starts the jobs and, on PostgreSQL, the listening for what other replicas change.
-    fn spawn_jobs(&self, config: &Config, deps: &Deps, end: &CancellationToken) -> JoinHandle<()> {
+    fn spawn_jobs(&self, config: &Config, deps: &Deps, end: &CancellationToken) -> [JoinHandle<()>; 2] {
         let spawn = |job: Arc<dyn Reconciler>| deps.jobs.spawn(job, deps.clock.clone(), end.clone());
         spawn(Arc::new(FlushUses::new(self.usage.clone())));
         spawn(Arc::new(EndOverlaps::new(self.upkeep.clone())));
         spawn(Arc::new(ForgetRequests::new(self.upkeep.clone(), self.keys.clone(), self.verifier.clone())));
         spawn(Arc::new(SweeperJob::new(self.sweeper.clone())));
         let following = spawn(Arc::new(FollowChanges::new(self.verifier.changes())));
-        let (database, end) = (config.database.clone(), end.clone());
-        tokio::spawn(async move { listen(&database, KEY_CHANGES, end, || following.signal()).await })
+        let (events, database, stop) = (self.sweep.signal().clone(), config.database.clone(), end.clone());
+        let changes = async move { listen(&database, KEY_CHANGES, stop, || following.signal()).await };
+        let (database, stop) = (config.database.clone(), end.clone());
+        let news = async move { listen(&database, SWEEP_EVENTS, stop, || events.bump()).await };
+        [tokio::spawn(changes), tokio::spawn(news)]
     }
 }
 

@@ -149,6 +149,19 @@ both_databases! {
         assert_eq!(rows(&db, &all).await, before);
     }
 
+    async fn a_new_service_begins_with_the_first_plan_that_is_kept(db: TestDatabase) {
+        let mut earlier = moved(&db).await;
+        earlier.stop().await;
+        let first = earlier.peer.replace_history(Vec::new());
+        let fresh = TestDatabase::new(db.kind);
+        let mut world = World::start(&fresh).await;
+        let numbered = first.into_iter().map(|event| SweepEvent { sequence: event.sequence + 40, ..event }).collect();
+        world.peer.replace_history(numbered);
+        let subscription = world.until(|subscription| subscription.applied_sequence > 40).await;
+        assert_eq!(subscription.fault(), SubscriptionFault::Unspecified);
+        world.stop().await;
+    }
+
     async fn an_empty_database_has_nothing_to_rebuild(db: TestDatabase) {
         let mut world = World::start(&db).await;
         let done = rebuild(world.config.clone(), &world.deps).await.expect("rebuilt");

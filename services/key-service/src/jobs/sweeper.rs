@@ -40,6 +40,7 @@ impl Reconciler for SweeperJob {
     async fn activate(&self, now: DateTime<Utc>) -> anyhow::Result<JobReport> {
         let tick = self.sweeper.tick(now).await?;
         metrics::counter!("keysweep_sweep_keys_deleted_total").increment(tick.keys_deleted);
+        metrics::counter!("keysweep_sweep_events_removed_total").increment(tick.events_removed);
         metrics::gauge!("keysweep_sweep_leader").set(u8::from(tick.standing == SweepStanding::Leading));
         metrics::counter!("keysweep_sweep_leases_taken_total").increment(tick.lease_taken.into());
         metrics::counter!("keysweep_sweep_leases_lost_total")

@@ -8,6 +8,8 @@ mod m0001_keys;
 mod m0002_sweep;
 #[path = "../../migrations/m0003_lease.rs"]
 mod m0003_lease;
+#[path = "../../migrations/m0004_history.rs"]
+mod m0004_history;
 
 /// Brings a database to the schema of this version.
 #[derive(Debug)]
@@ -16,6 +18,11 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_keys::Migration), Box::new(m0002_sweep::Migration), Box::new(m0003_lease::Migration)]
+        vec![
+            Box::new(m0001_keys::Migration),
+            Box::new(m0002_sweep::Migration),
+            Box::new(m0003_lease::Migration),
+            Box::new(m0004_history::Migration),
+        ]
     }
 }

@@ -253,7 +253,7 @@ pub(crate) struct History {
 
 /// Reads the whole stream, as a subscriber that was never there before.
 pub(crate) async fn history(clients: &Clients) -> anyhow::Result<History> {
-    let request = key::SubscribeSweepPlansRequest { subscriber: "quarter-auditor".to_owned(), after_sequence: 0 };
+    let request = key::SubscribeSweepPlansRequest { subscriber: "quarter-auditor".to_owned(), ..Default::default() };
     let mut events = clients.sweeps.clone().subscribe_sweep_plans(request).await?.into_inner();
     let mut history = History::default();
     let mut last = 0;

@@ -31,7 +31,12 @@ impl Plans {
 #[async_trait]
 impl PlanSource for Plans {
     async fn subscribe(&self, after: i64) -> Result<PlanStream, PeerError> {
-        let asked = request(SubscribeSweepPlansRequest { subscriber: NAME.to_owned(), after_sequence: after });
+        let asked = request(SubscribeSweepPlansRequest {
+            subscriber: NAME.to_owned(),
+            after_sequence: after,
+            // The service compares the event at its cursor itself, which also tells a restored copy.
+            history_id: String::new(),
+        });
         let stream = self.client.clone().subscribe_sweep_plans(asked).await?.into_inner();
         Ok(stream.map(|message| message.map_err(PeerError::from).and_then(convert::message)).boxed())
     }

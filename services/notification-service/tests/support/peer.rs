@@ -221,7 +221,7 @@ impl SweepService for Peer {
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
         let peer = self.clone();
         tokio::spawn(async move {
-            let heartbeat = SubscribeSweepPlansResponse { event: None, head_sequence: peer.head(), server_time: None };
+            let heartbeat = SubscribeSweepPlansResponse { head_sequence: peer.head(), ..Default::default() };
             if sender.send(Ok(heartbeat)).await.is_err() {
                 return;
             }
@@ -233,7 +233,7 @@ impl SweepService for Peer {
                         let message = SubscribeSweepPlansResponse {
                             event: Some(event),
                             head_sequence: peer.head(),
-                            server_time: None,
+                            ..Default::default()
                         };
                         if sender.send(Ok(message)).await.is_err() {
                             return;

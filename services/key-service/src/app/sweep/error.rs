@@ -62,6 +62,18 @@ pub enum SweepError {
         /// The last event's sequence.
         head: i64,
     },
+    /// The events after the cursor have been removed.
+    #[error("the events after the cursor were removed: the history begins at event {first}")]
+    CursorExpired {
+        /// The first event that is to be had.
+        first: i64,
+    },
+    /// The cursor belongs to another database.
+    #[error("the cursor belongs to another history than {history_id}")]
+    OtherHistory {
+        /// The history of this database.
+        history_id: String,
+    },
     /// The database did not do it.
     #[error(transparent)]
     Storage(#[from] StorageError),

@@ -183,6 +183,9 @@ pub trait SweepJobs: Send + Sync {
     ) -> Result<BatchOutcome, SweepJobError>;
     /// Closes up to `limit` lots whose time has come and whose entries have all left; answers how many.
     async fn close_emptied(&self, lease: &Lease, limit: u32, now: DateTime<Utc>) -> Result<u64, SweepJobError>;
+    /// Removes up to `limit` of the oldest events: of plans that have ended, from before an instant and passed by every
+    /// subscriber; answers how many.
+    async fn forget_events(&self, lease: &Lease, before: DateTime<Utc>, limit: u32) -> Result<u64, SweepJobError>;
     /// Held lots by reason; a reason without any is left out.
     async fn held_lots(&self) -> Result<Vec<(HoldReason, i64)>, StorageError>;
     /// Completes a plan without open lots whose time has come. False: it was not to be completed.
@@ -392,11 +395,22 @@ pub trait SweepReads: Send + Sync {
     ) -> Result<Vec<Entry>, StorageError>;
 }
 
+/// Where the history begins and ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// Which history it is: no other database has one with this id.
+    pub id: String,
+    /// The first event's sequence; also that of the first event to come.
+    pub first: i64,
+    /// The last event's sequence; 0: there has been none.
+    pub head: i64,
+}
+
 /// The history, as subscribers read it.
 #[async_trait]
 pub trait SweepFeed: Send + Sync {
-    /// The last event's sequence; 0: there is none.
-    async fn head(&self) -> Result<i64, StorageError>;
+    /// Where the history begins and ends.
+    async fn history(&self) -> Result<History, StorageError>;
     /// Up to `limit` events after a sequence, in order.
     async fn events_after(&self, sequence: i64, limit: u32) -> Result<Vec<StoredEvent>, StorageError>;
     /// The entries of a chunk with their evidence, and the plan's deletion instant.

@@ -11,8 +11,8 @@ use service_kit::violations::Violations;
 use super::error::SweepError;
 use super::leadership::Leadership;
 use super::ports::{
-    Command, DeskError, EntryFilter, LotFilter, LotView, NoticeResult, PlanFilter, PlanView, Preview, PreviewFilter,
-    SweepStore,
+    Command, DeskError, EntryFilter, History, LotFilter, LotView, NoticeResult, PlanFilter, PlanView, Preview,
+    PreviewFilter, SweepStore,
 };
 use super::signal::EventSignal;
 use crate::app::StorageError;
@@ -39,6 +39,17 @@ pub struct OperatorCall {
     pub request_id: String,
     /// The call's own id.
     pub call_id: String,
+}
+
+/// Where a subscription begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// The history it is of.
+    pub history_id: String,
+    /// Its events follow this one.
+    pub after: i64,
+    /// The last event there is.
+    pub head: i64,
 }
 
 /// The use cases besides the sweeper's own.
@@ -93,7 +104,7 @@ impl SweepService {
     pub async fn acknowledge(&self, notices: &[Notice]) -> Result<(Vec<NoticeResult>, i64), SweepError> {
         let results = self.store.record_notices(notices, self.clock.now()).await?;
         self.signal.bump();
-        Ok((results, self.store.head().await?))
+        Ok((results, self.head().await?))
     }
 
     /// One plan.
@@ -210,17 +221,25 @@ impl SweepService {
         self.lot(plan_id, agency_id).await
     }
 
-    /// Begins a subscription after a sequence; answers the last event there is.
+    /// Begins a subscription after a sequence, 0 for the first event that is held, in the history of this id, empty for
+    /// whichever it is.
     ///
     /// # Errors
-    /// [`SweepError::CursorAhead`], or the database's.
-    pub async fn subscribe(&self, name: &str, after: i64) -> Result<i64, SweepError> {
-        let head = self.store.head().await?;
+    /// [`SweepError::OtherHistory`], [`SweepError::CursorAhead`], [`SweepError::CursorExpired`], or the database's.
+    pub async fn subscribe(&self, name: &str, after: i64, history_id: &str) -> Result<Subscription, SweepError> {
+        let History { id, first, head } = self.store.history().await?;
+        if !history_id.is_empty() && history_id != id {
+            return Err(SweepError::OtherHistory { history_id: id });
+        }
         if after > head {
             return Err(SweepError::CursorAhead { head });
         }
+        if after > 0 && after < first - 1 {
+            return Err(SweepError::CursorExpired { first });
+        }
+        let after = after.max(first - 1);
         self.store.note_subscriber(name, after, self.clock.now()).await?;
-        Ok(head)
+        Ok(Subscription { history_id: id, after, head })
     }
 
     /// The last event's sequence.
@@ -228,7 +247,7 @@ impl SweepService {
     /// # Errors
     /// The database's.
     pub async fn head(&self) -> Result<i64, SweepError> {
-        Ok(self.store.head().await?)
+        Ok(self.store.history().await?.head)
     }
 
     /// Events after a sequence.

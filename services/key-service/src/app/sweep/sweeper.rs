@@ -27,6 +27,12 @@ const COMPARE_EVERY: TimeDelta = TimeDelta::minutes(10);
 /// For how long after its publication a plan is compared at each activation: transactions that met its making end within.
 const COMPARE_ALWAYS: TimeDelta = TimeDelta::minutes(2);
 
+/// How often old events are looked for, where they are removed at all.
+const FORGET_EVERY: TimeDelta = TimeDelta::hours(1);
+
+/// Events removed by one transaction.
+const FORGET_ROWS: u32 = 1_000;
+
 /// A transaction that met another one is repeated this often before the next activation takes over.
 const ATTEMPTS: u32 = 3;
 
@@ -70,6 +76,8 @@ pub struct SweepTick {
     pub lots_executed: u64,
     /// Lots that wait for the next quarter.
     pub lots_deferred: u64,
+    /// Events removed for their age.
+    pub events_removed: u64,
     /// Lots that are held, by reason, while a plan is open.
     pub lots_held: Vec<(HoldReason, i64)>,
     /// What was due and could not be done, in words.
@@ -88,6 +96,7 @@ impl SweepTick {
             + self.keys_deleted
             + self.lots_executed
             + self.lots_deferred
+            + self.events_removed
     }
 }
 
@@ -101,6 +110,7 @@ pub struct Sweeper {
     leadership: Arc<Leadership>,
     watch: Arc<JumpWatch>,
     compared_at: Mutex<Option<DateTime<Utc>>>,
+    forgot_at: Mutex<Option<DateTime<Utc>>>,
 }
 
 impl std::fmt::Debug for Sweeper {
@@ -123,7 +133,17 @@ impl Sweeper {
         leadership: Arc<Leadership>,
         watch: Arc<JumpWatch>,
     ) -> Self {
-        Self { store, usage, ids, policy, signal, leadership, watch, compared_at: Mutex::new(None) }
+        Self {
+            store,
+            usage,
+            ids,
+            policy,
+            signal,
+            leadership,
+            watch,
+            compared_at: Mutex::default(),
+            forgot_at: Mutex::default(),
+        }
     }
 
     /// Does what is due at `now`, if this replica is the one that sweeps. What another sweeper has done before is found done.
@@ -174,6 +194,7 @@ impl Sweeper {
     async fn run(&self, tick: &mut SweepTick, ahead: TimeDelta, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         self.confirm_or_cancel(tick, now).await?;
         self.plan(tick, now).await?;
+        self.forget_events(tick, now).await?;
         let open = self.store.plans_in(PlanState::Open).await?;
         if open.is_empty() {
             return Ok(());
@@ -280,6 +301,24 @@ impl Sweeper {
                     tick.waits.push(wait);
                 }
                 None
+            }
+        }
+    }
+
+    /// Removes events that are old enough, if any ever are.
+    async fn forget_events(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), SweepJobError> {
+        let Some(retention) = self.policy.event_retention else { return Ok(()) };
+        let mut forgot_at = self.forgot_at.lock().await;
+        if forgot_at.is_some_and(|last| last <= now && now < last + FORGET_EVERY) {
+            return Ok(());
+        }
+        loop {
+            let lease = self.leadership.lease().await?;
+            let removed = repeat(|| self.store.forget_events(&lease, now - retention, FORGET_ROWS)).await?;
+            tick.events_removed += removed;
+            if removed == 0 {
+                *forgot_at = Some(now);
+                return Ok(());
             }
         }
     }

@@ -83,6 +83,8 @@ pub struct SweepPolicy {
     pub delete_batch: u32,
     /// How long a replica that sweeps keeps others from it after its last sign of life.
     pub lease: TimeDelta,
+    /// How long events of ended plans are kept at least; none: for ever.
+    pub event_retention: Option<TimeDelta>,
 }
 
 impl Default for SweepPolicy {
@@ -94,6 +96,7 @@ impl Default for SweepPolicy {
             recording_slack: TimeDelta::hours(1),
             delete_batch: 1_000,
             lease: TimeDelta::seconds(15),
+            event_retention: None,
         }
     }
 }

@@ -81,9 +81,9 @@ impl Contract for SweepGrpc {
         let request = request.into_inner();
         parse::subscription(&request).map_err(fail)?;
         let wake = self.sweep.signal().listen();
-        let head = self.sweep.subscribe(&request.subscriber, request.after_sequence).await.map_err(fail)?;
-        tracing::info!(subscriber = request.subscriber, after = request.after_sequence, head, "sweep plans subscribed");
-        let place = (request.after_sequence, head);
+        let SubscribeSweepPlansRequest { subscriber, after_sequence, history_id } = request;
+        let place = self.sweep.subscribe(&subscriber, after_sequence, &history_id).await.map_err(fail)?;
+        tracing::info!(subscriber, after = place.after, head = place.head, "sweep plans subscribed");
         let events = stream::events(self.sweep.clone(), self.streams.clone(), wake, place, stream::HEARTBEAT);
         Ok(Response::new(events))
     }

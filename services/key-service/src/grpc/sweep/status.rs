@@ -43,6 +43,13 @@ pub(super) fn of(error: &SweepError) -> Status {
         SweepError::CursorAhead { head } => {
             build(Code::OutOfRange, ErrorReason::CursorAhead).metadata("head_sequence", head.to_string()).build()
         }
+        SweepError::CursorExpired { first } => {
+            build(Code::OutOfRange, ErrorReason::CursorExpired).metadata("first_sequence", first.to_string()).build()
+        }
+        SweepError::OtherHistory { history_id } => build(Code::FailedPrecondition, ErrorReason::OtherHistory)
+            .metadata("history_id", history_id.as_str())
+            .precondition("HISTORY", history_id, "the cursor must come from this history")
+            .build(),
         SweepError::Storage(StorageError::Unavailable(cause)) => {
             tracing::warn!(cause, "the database cannot be reached");
             storage_unavailable()
@@ -110,6 +117,8 @@ mod tests {
             ),
             (SweepError::RequestIdReused, Code::AlreadyExists, "REQUEST_ID_REUSED"),
             (SweepError::CursorAhead { head: 7 }, Code::OutOfRange, "CURSOR_AHEAD"),
+            (SweepError::CursorExpired { first: 7 }, Code::OutOfRange, "CURSOR_EXPIRED"),
+            (SweepError::OtherHistory { history_id: "his_1".into() }, Code::FailedPrecondition, "OTHER_HISTORY"),
             (StorageError::Unavailable(secret()).into(), Code::Unavailable, "STORAGE_UNAVAILABLE"),
             (StorageError::Conflict(secret()).into(), Code::Unavailable, "STORAGE_UNAVAILABLE"),
             (StorageError::Internal(secret()).into(), Code::Internal, "INTERNAL"),
@@ -121,7 +130,7 @@ mod tests {
             assert!(!status.message().contains("10.0.0.1"));
             let unmet = status.get_error_details().precondition_failure().map(|failure| failure.violations.clone());
             assert_eq!(unmet.is_some(), code == Code::FailedPrecondition);
-            assert!(unmet.into_iter().flatten().all(|one| one.description == "needed"));
+            assert!(unmet.into_iter().flatten().all(|one| one.description == "needed" || one.r#type == "HISTORY"));
             if code == Code::Unavailable {
                 assert!(status.get_error_details().retry_info().is_some());
             }

@@ -15,14 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{convert, status};
-use crate::app::sweep::{SweepError, SweepService};
+use crate::app::sweep::{Subscription, SweepError, SweepService};
 use crate::domain::sweep::{EventPayload, StoredEvent};
 
 /// Events read at once. A chunk of a plan is an event of a few bytes until it is sent, so memory holds one chunk, not a page of
 /// them.
 const PAGE: u32 = 100;
 
-/// How often the disk is looked at without a signal: another replica's events give none.
+/// How often the disk is looked at without a signal: another replica's may have been lost.
 const POLL: Duration = Duration::from_secs(1);
 
 /// A subscriber hears from the server at least this often, so that it can tell silence from a broken connection.
@@ -38,7 +38,7 @@ pub(super) fn events(
     sweep: SweepService,
     drain: CancellationToken,
     wake: watch::Receiver<()>,
-    (after, head): (i64, i64),
+    place: Subscription,
     heartbeat: Duration,
 ) -> EventStream {
     let feed = Feed {
@@ -46,8 +46,9 @@ pub(super) fn events(
         drain,
         wake,
         heartbeat,
-        cursor: after,
-        head,
+        history_id: place.history_id,
+        cursor: place.after,
+        head: place.head,
         page: VecDeque::new(),
         greet: true,
         ended: false,
@@ -69,6 +70,7 @@ struct Feed {
     drain: CancellationToken,
     wake: watch::Receiver<()>,
     heartbeat: Duration,
+    history_id: String,
     cursor: i64,
     head: i64,
     page: VecDeque<StoredEvent>,
@@ -102,6 +104,10 @@ impl Feed {
 
     async fn read(&mut self) -> Result<(), SweepError> {
         self.page = self.sweep.events_after(self.cursor, PAGE).await?.into();
+        // Events are without gaps: what is missing was removed for its age.
+        if let Some(first) = self.page.front().filter(|event| event.sequence != self.cursor + 1) {
+            return Err(SweepError::CursorExpired { first: first.sequence });
+        }
         if let Some(last) = self.page.back() {
             self.head = self.head.max(last.sequence);
             if self.page.len() == PAGE as usize {
@@ -141,6 +147,7 @@ impl Feed {
 
     fn message(&self, event: Option<proto::SweepEvent>) -> proto::SubscribeSweepPlansResponse {
         proto::SubscribeSweepPlansResponse {
+            history_id: if event.is_none() { self.history_id.clone() } else { String::new() },
             event,
             head_sequence: self.head,
             server_time: Some(to_proto(self.sweep.now())),

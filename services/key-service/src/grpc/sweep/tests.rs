@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use keysweep_proto::key::v1 as proto;
 use keysweep_proto::key::v1::sweep_event::Payload;
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use service_kit::both_databases;
 use service_kit::clock::Clock;
 use tonic::Code;
@@ -12,6 +13,7 @@ use tonic_types::StatusExt;
 
 use super::*;
 use crate::domain::sweep::Stage;
+use crate::storage::sweep::entities::events;
 use crate::storage::sweep::tests::{House, d, idle, key_row, plan_time};
 
 fn service(house: &House) -> (SweepGrpc, CancellationToken) {
@@ -20,7 +22,11 @@ fn service(house: &House) -> (SweepGrpc, CancellationToken) {
 }
 
 async fn subscribe(grpc: &SweepGrpc, after_sequence: i64) -> stream::EventStream {
-    let request = proto::SubscribeSweepPlansRequest { subscriber: "notification-service".into(), after_sequence };
+    let request = proto::SubscribeSweepPlansRequest {
+        subscriber: "notification-service".into(),
+        after_sequence,
+        ..Default::default()
+    };
     grpc.subscribe_sweep_plans(Request::new(request)).await.unwrap().into_inner()
 }
 
@@ -85,7 +91,7 @@ both_databases! {
         let house = House::new(db).await;
         let (grpc, _streams) = service(&house);
         let call = |subscriber: &str, after_sequence| {
-            let request = proto::SubscribeSweepPlansRequest { subscriber: subscriber.into(), after_sequence };
+            let request = proto::SubscribeSweepPlansRequest { subscriber: subscriber.into(), after_sequence, ..Default::default() };
             let grpc = grpc.clone();
             async move { grpc.subscribe_sweep_plans(Request::new(request)).await.map(drop) }
         };
@@ -96,6 +102,29 @@ both_databases! {
         assert_eq!((ahead.code(), reason(&ahead).as_str()), (Code::OutOfRange, "CURSOR_AHEAD"));
         assert_eq!(ahead.get_error_details().error_info().unwrap().metadata["head_sequence"], "0");
         call(&"x".repeat(64), 0).await.unwrap();
+        let history_id = next(&mut subscribe(&grpc, 0).await).await.unwrap().history_id;
+        assert!(history_id.starts_with("his_"), "{history_id}");
+        for (history_id, refused) in [(history_id.as_str(), false), ("his_other", true)] {
+            let history_id = history_id.to_owned();
+            let request = proto::SubscribeSweepPlansRequest { subscriber: "ok-1".into(), after_sequence: 0, history_id };
+            let answer = grpc.subscribe_sweep_plans(Request::new(request)).await.map(drop);
+            assert_eq!(answer.map_err(|status| (status.code(), reason(&status))).err(), refused.then(|| {
+                (Code::FailedPrecondition, "OTHER_HISTORY".to_owned())
+            }));
+        }
+    }
+
+    async fn a_stream_whose_events_are_gone_ends_rather_than_skip_them(db: TestDatabase) {
+        let house = House::new(db).await;
+        house.insert(vec![key_row("key_1", "agy_1", None, idle(), None)]).await;
+        let (grpc, _streams) = service(&house);
+        house.tick_at(plan_time()).await;
+        events::Entity::delete_many().filter(events::Column::Sequence.lte(2)).exec(&house.db).await.unwrap();
+        let mut late = subscribe(&grpc, 0).await;
+        next(&mut late).await.unwrap();
+        let refused = next(&mut late).await.unwrap_err();
+        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::OutOfRange, "CURSOR_EXPIRED"));
+        assert_eq!(refused.get_error_details().error_info().unwrap().metadata["first_sequence"], "3");
     }
 
     async fn a_quarter_over_the_contract(db: TestDatabase) {
@@ -189,7 +218,8 @@ both_databases! {
         let house = House::new(db).await;
         let wake = house.service.signal().listen();
         let drain = CancellationToken::new();
-        let mut stream = stream::events(house.service.clone(), drain, wake, (0, 0), Duration::from_millis(20));
+        let place = house.service.subscribe("patient", 0, "").await.unwrap();
+        let mut stream = stream::events(house.service.clone(), drain, wake, place, Duration::from_millis(20));
         for _ in 0..4 {
             let message = next(&mut stream).await.unwrap();
             assert_eq!((message.event, message.head_sequence), (None, 0));

@@ -1,4 +1,4 @@
-//! One entity per table of migrations 2 and 3.
+//! One entity per table of migrations 2 to 4.
 
 /// Table `sweep_plans`: one row per quarterly deletion.
 pub mod plans {
@@ -185,11 +185,11 @@ pub mod events {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// Table `sweep_head`: one row, the last event's sequence, locked by whoever appends.
+/// Table `sweep_head`: one row, where the history begins and ends, locked by whoever appends.
 pub mod head {
     use sea_orm::entity::prelude::*;
 
-    /// The end of the history.
+    /// The ends of the history.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "sweep_head")]
     pub struct Model {
@@ -198,6 +198,10 @@ pub mod head {
         pub id: i16,
         /// Of the last event; 0: there is none.
         pub sequence: i64,
+        /// Of the first event that is to be had; those before it have been removed, or are about to be.
+        pub first_sequence: i64,
+        /// Which history this is: another database has another.
+        pub history_id: String,
     }
 
     /// No relations.

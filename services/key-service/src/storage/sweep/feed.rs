@@ -10,13 +10,15 @@ use service_kit::time::{from_micros, to_micros};
 use super::codes;
 use super::entities::{entries, events, head, plans, subscribers};
 use super::sql::statement;
+use crate::app::sweep::History;
 use crate::domain::sweep::{Entry, EntryState, KeyRange, StoredEvent};
 use crate::storage::StorageError;
 
-/// The last event's sequence.
-pub(super) async fn head(db: &DatabaseConnection) -> Result<i64, StorageError> {
+/// Where the history begins and ends.
+pub(super) async fn history(db: &DatabaseConnection) -> Result<History, StorageError> {
     let row = head::Entity::find_by_id(1_i16).one(db).await?;
-    row.map(|row| row.sequence).ok_or_else(|| StorageError::Internal("table sweep_head has lost its row".to_owned()))
+    let row = row.ok_or_else(|| StorageError::Internal("table sweep_head has lost its row".to_owned()))?;
+    Ok(History { id: row.history_id, first: row.first_sequence, head: row.sequence })
 }
 
 /// Events after a sequence, in order.

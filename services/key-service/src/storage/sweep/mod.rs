@@ -17,6 +17,7 @@ pub mod outbox;
 mod planning;
 mod reads;
 mod rescue;
+mod retention;
 mod sql;
 mod store;
 #[cfg(test)]

@@ -2,12 +2,16 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, EntityTrait};
+use service_kit::notify::notify;
 use service_kit::time::to_micros;
 
 use super::entities::events;
 use super::sql::statement;
 use crate::domain::sweep::NewEvent;
 use crate::storage::StorageError;
+
+/// The channel on which PostgreSQL tells replicas that there are new events.
+pub const SWEEP_EVENTS: &str = "keysweep_sweep_events";
 
 /// Four columns a row: well below the variables that a SQLite statement may have.
 const INSERT_ROWS: usize = 1_000;
@@ -41,5 +45,6 @@ pub async fn append(tx: &DatabaseTransaction, new: Vec<NewEvent>, now: DateTime<
         let chunk: Vec<_> = rows.by_ref().take(INSERT_ROWS).collect();
         events::Entity::insert_many(chunk).exec_without_returning(tx).await?;
     }
+    notify(tx, SWEEP_EVENTS).await?;
     Ok(head)
 }

@@ -6,11 +6,11 @@ use sea_orm::DatabaseConnection;
 use service_kit::page::Page;
 use service_kit::time::to_micros;
 
-use super::{closing, deletion, desk, feed, lease, notices, planning, reads, rescue};
+use super::{closing, deletion, desk, feed, lease, notices, planning, reads, rescue, retention};
 use crate::app::sweep::{
-    BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, Lease, LeaseAnswer, LotFilter, NoticeResult, PlanDraft,
-    PlanFilter, PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobError, SweepJobs,
-    SweepLease, SweepReads,
+    BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, History, Lease, LeaseAnswer, LotFilter, NoticeResult,
+    PlanDraft, PlanFilter, PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobError,
+    SweepJobs, SweepLease, SweepReads,
 };
 use crate::domain::sweep::{
     Entry, HoldReason, KeyRange, Lot, LotCounts, Notice, Plan, PlanState, StoredEvent, UsageWriter,
@@ -127,6 +127,10 @@ impl SweepJobs for SqlSweepStore {
         closing::close_emptied(&self.db, lease, limit, now).await
     }
 
+    async fn forget_events(&self, lease: &Lease, before: DateTime<Utc>, limit: u32) -> Result<u64, SweepJobError> {
+        retention::forget_events(&self.db, lease, before, limit).await
+    }
+
     async fn held_lots(&self) -> Result<Vec<(HoldReason, i64)>, StorageError> {
         reads::held_lots(&self.db).await
     }
@@ -209,8 +213,8 @@ impl SweepReads for SqlSweepStore {
 
 #[async_trait]
 impl SweepFeed for SqlSweepStore {
-    async fn head(&self) -> Result<i64, StorageError> {
-        feed::head(&self.db).await
+    async fn history(&self) -> Result<History, StorageError> {
+        feed::history(&self.db).await
     }
 
     async fn events_after(&self, sequence: i64, limit: u32) -> Result<Vec<StoredEvent>, StorageError> {

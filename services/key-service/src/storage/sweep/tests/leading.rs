@@ -49,7 +49,11 @@ async fn leases(house: &House) -> (Lease, Lease) {
 }
 
 /// Tries a write with a lost lease, which changes nothing, and then with the lease.
-async fn only_the_holder<T>(house: &House, what: &str, write: impl AsyncFn(&Lease) -> Result<T, SweepJobError>) -> T {
+pub(super) async fn only_the_holder<T>(
+    house: &House,
+    what: &str,
+    write: impl AsyncFn(&Lease) -> Result<T, SweepJobError>,
+) -> T {
     let (stale, current) = leases(house).await;
     let before = snapshot(house).await;
     assert!(matches!(write(&stale).await, Err(SweepJobError::LeaseLost)), "{what}");

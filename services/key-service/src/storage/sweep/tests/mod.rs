@@ -8,6 +8,7 @@ mod lifecycle;
 mod notices;
 mod planning;
 mod rescuing;
+mod retaining;
 
 use std::sync::Arc;
 
