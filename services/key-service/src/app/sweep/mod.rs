@@ -13,9 +13,10 @@ mod sweeper;
 pub use error::SweepError;
 pub use leadership::Leadership;
 pub use ports::{
-    AgencyTotal, BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, History, Lease, LeaseAnswer, LotFilter,
-    LotView, NoticeReply, NoticeResult, PlanDraft, PlanFilter, PlanView, Preview, PreviewFilter, ReconcilePage,
-    SweepDesk, SweepFeed, SweepJobError, SweepJobs, SweepLease, SweepReads, SweepStore, UsageFlush,
+    AgencyTotal, BatchOrder, BatchOutcome, Command, DeskError, Difference, EntryFilter, History, Lease, LeaseAnswer,
+    LotFilter, LotView, NoticeReply, NoticeResult, PlanComparison, PlanDraft, PlanFilter, PlanView, Preview,
+    PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobError, SweepJobs, SweepLease, SweepReads, SweepStore,
+    UsageFlush,
 };
 pub use service::{OperatorCall, Subscription, SweepService};
 pub use signal::EventSignal;

@@ -353,6 +353,28 @@ pub struct AgencyTotal {
     pub locations: i64,
 }
 
+/// Counts of what a sweep would list beside what a plan did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Would be listed and was not.
+    pub new: i64,
+    /// Was listed and would not be.
+    pub gone: i64,
+    /// Was listed and would be again.
+    pub same: i64,
+}
+
+/// A preview beside the last plan that was published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanComparison {
+    /// The plan.
+    pub plan_id: String,
+    /// Keys.
+    pub keys: Difference,
+    /// Impacted agencies.
+    pub agencies: Difference,
+}
+
 /// The totals of a preview.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Preview {
@@ -364,6 +386,8 @@ pub struct Preview {
     pub listed_anywhere: i64,
     /// By agency, most keys first.
     pub agencies: Vec<AgencyTotal>,
+    /// Beside the last plan that was published; none: there has been none.
+    pub last_plan: Option<PlanComparison>,
 }
 
 /// What readers see. A page is one row longer than asked for where another follows.

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use keysweep_proto::key::v1 as proto;
 use service_kit::time::{duration_to_proto, to_proto};
 
-use crate::app::sweep::{AgencyTotal, LotView, NoticeReply, NoticeResult, PlanView};
+use crate::app::sweep::{AgencyTotal, LotView, NoticeReply, NoticeResult, PlanComparison, PlanView};
 use crate::domain::sweep::{
     Entry, EntryState, EventPayload, HoldReason, LotState, PlanState, Receipt, RescueCause, Stage,
 };
@@ -136,6 +136,20 @@ pub(super) fn agency_total(total: AgencyTotal) -> proto::AgencyTotal {
         agency_key_count: total.agency_keys,
         location_key_count: total.location_keys,
         location_count: total.locations,
+    }
+}
+
+/// A preview beside the last plan.
+pub(super) fn comparison(beside: PlanComparison) -> proto::PlanComparison {
+    let PlanComparison { plan_id, keys, agencies } = beside;
+    proto::PlanComparison {
+        plan_id,
+        new_key_count: keys.new,
+        gone_key_count: keys.gone,
+        same_key_count: keys.same,
+        new_agency_count: agencies.new,
+        gone_agency_count: agencies.gone,
+        same_agency_count: agencies.same,
     }
 }
 

@@ -178,6 +178,7 @@ impl Contract for SweepGrpc {
             agency_totals: totals.agencies.into_iter().map(convert::agency_total).collect(),
             entries: entries.into_iter().map(|entry| convert::entry(entry, as_of)).collect(),
             next_page_token: next_token(next, &tag),
+            last_plan: totals.last_plan.map(convert::comparison),
         }))
     }
 

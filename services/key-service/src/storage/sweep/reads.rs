@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-    TransactionTrait, Value,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect, TransactionTrait, Value,
 };
 use service_kit::page::Page;
 use service_kit::time::{from_micros, to_micros};
@@ -14,7 +14,9 @@ use super::codes::{self, Coded};
 use super::entities::{entries, lots, plans, receipts};
 use super::feed::last_sequence;
 use super::sql::{last_use, statement, without_parallel_workers};
-use crate::app::sweep::{AgencyTotal, EntryFilter, LotFilter, PlanFilter, PlanView, Preview, PreviewFilter};
+use crate::app::sweep::{
+    AgencyTotal, Difference, EntryFilter, LotFilter, PlanComparison, PlanFilter, PlanView, Preview, PreviewFilter,
+};
 use crate::domain::sweep::{Entry, EntryState, HoldReason, Lot, LotCounts, Plan, PlanState, Receipt, UsageWriter};
 use crate::storage::StorageError;
 use crate::storage::entities::usage_writers;
@@ -237,7 +239,44 @@ pub(super) async fn preview(
             locations: row.try_get("", "locations")?,
         });
     }
+    preview.last_plan = compare(&tx, filter).await?;
     Ok(preview)
+}
+
+/// What a sweep would list beside the last plan that was published.
+async fn compare(tx: &DatabaseTransaction, filter: &PreviewFilter) -> Result<Option<PlanComparison>, StorageError> {
+    let last = plans::Entity::find()
+        .filter(plans::Column::PublishedAt.is_not_null())
+        .order_by_desc(plans::Column::DeleteAt)
+        .one(tx)
+        .await?;
+    let Some(plan) = last else { return Ok(None) };
+    let (idle, mut values) = idle(filter);
+    values.push(plan.plan_id.as_str().into());
+    let place = values.len();
+    let sql = format!(
+        "SELECT COUNT(*) AS keys, COUNT(DISTINCT k.agency_id) AS agencies, COUNT(e.key_id) AS same_keys, \
+         COUNT(DISTINCT l.agency_id) AS same_agencies FROM api_keys k \
+         LEFT JOIN sweep_entries e ON e.plan_id = ${place} AND e.agency_id = k.agency_id AND e.key_id = k.id \
+         LEFT JOIN sweep_lots l ON l.plan_id = ${place} AND l.agency_id = k.agency_id WHERE {idle}"
+    );
+    let row = tx.query_one_raw(statement(tx, sql, values)).await?;
+    let row = row.ok_or_else(|| StorageError::Internal("a count has no row".to_owned()))?;
+    let mut values = vec![plan.plan_id.as_str().into()];
+    let mut sql = "SELECT COUNT(*) AS agencies, CAST(COALESCE(SUM(entry_count), 0) AS BIGINT) AS keys FROM sweep_lots                    WHERE plan_id = $1".to_owned();
+    if let Some(agency_id) = &filter.agency_id {
+        sql += " AND agency_id = $2";
+        values.push(agency_id.as_str().into());
+    }
+    let was = tx.query_one_raw(statement(tx, sql, values)).await?;
+    let was = was.ok_or_else(|| StorageError::Internal("a count has no row".to_owned()))?;
+    let difference = |now: i64, before: i64, same: i64| Difference { new: now - same, gone: before - same, same };
+    let (same_keys, same_agencies) = (row.try_get("", "same_keys")?, row.try_get("", "same_agencies")?);
+    Ok(Some(PlanComparison {
+        plan_id: plan.plan_id,
+        keys: difference(row.try_get("", "keys")?, was.try_get("", "keys")?, same_keys),
+        agencies: difference(row.try_get("", "agencies")?, was.try_get("", "agencies")?, same_agencies),
+    }))
 }
 
 /// What a sweep would list: the keys by (agency, key), after such a pair.

@@ -3,7 +3,7 @@ use service_kit::both_databases;
 use service_kit::page::Page;
 
 use super::*;
-use crate::app::sweep::{PlanFilter, PreviewFilter, SweepFeed, SweepJobs};
+use crate::app::sweep::{Difference, PlanComparison, PlanFilter, PreviewFilter, SweepFeed, SweepJobs};
 use crate::domain::sweep::{PlanState, UsageWriter};
 use crate::storage::sweep::entities::plans;
 
@@ -238,6 +238,36 @@ both_databases! {
         assert!(house.events().await.is_empty() && house.audited().await.is_empty());
         let plans = house.store.plans(PlanFilter::default(), &first).await.unwrap();
         assert!(plans.is_empty());
+    }
+
+    async fn a_preview_says_what_differs_from_the_last_plan(db: TestDatabase) {
+        let house = House::new(db).await;
+        for (id, agency) in [("key_1", "agy_1"), ("key_2", "agy_1"), ("key_3", "agy_2"), ("key_4", "agy_3")] {
+            house.key_of(id, agency, None, None).await;
+        }
+        let beside = async |agency_id: Option<&str>| {
+            let filter = PreviewFilter { idle_since: idle(), agency_id: agency_id.map(ToOwned::to_owned) };
+            house.store.preview(&filter, 10).await.unwrap().last_plan
+        };
+        assert_eq!(beside(None).await, None, "no plan yet");
+        house.tick_at(plan_time()).await;
+        let plan_id = house.plan().await.plan.plan_id;
+        let differs = |keys: [i64; 3], agencies: [i64; 3]| {
+            let [keys, agencies] = [keys, agencies].map(|[new, gone, same]| Difference { new, gone, same });
+            Some(PlanComparison { plan_id: plan_id.clone(), keys, agencies })
+        };
+        assert_eq!(beside(None).await, differs([0, 0, 4], [0, 0, 3]));
+        // Used, moved to another agency, and made since.
+        house.use_key("key_1").await.unwrap();
+        house.use_key("key_3").await.unwrap();
+        house.set("key_4", api_keys::Column::AgencyId, "agy_4").await;
+        house.key_of("key_5", "agy_1", None, None).await;
+        house.key_of("key_6", "agy_5", None, None).await;
+        assert_eq!(beside(None).await, differs([3, 3, 1], [2, 2, 1]));
+        assert_eq!(beside(Some("agy_1")).await, differs([1, 1, 1], [0, 0, 1]));
+        assert_eq!(beside(Some("agy_2")).await, differs([0, 1, 0], [0, 1, 0]));
+        assert_eq!(beside(Some("agy_5")).await, differs([1, 0, 0], [1, 0, 0]));
+        assert_eq!(beside(Some("agy_none")).await, differs([0, 0, 0], [0, 0, 0]));
     }
 
     async fn lists_are_paged_without_loss(db: TestDatabase) {
