@@ -15,8 +15,8 @@ pub trait Clock: Send + Sync + Debug {
     /// The current instant, cut to the microsecond.
     fn now(&self) -> DateTime<Utc>;
 
-    /// Time that has passed since some fixed instant, as the process itself has lived through it: setting the clock does not
-    /// change it.
+    /// Time that has passed since some fixed instant, whatever the clock was set to meanwhile. On Linux the time counts for which
+    /// the machine slept.
     fn lived(&self) -> Duration;
 
     /// What a database's clock shows in the world of this clock. None: the world is the real one, and the database is to be
@@ -46,6 +46,11 @@ impl Clock for SystemClock {
     }
 
     fn lived(&self) -> Duration {
+        // Else waking up would look like a clock that was set forward.
+        #[cfg(target_os = "linux")]
+        if let Ok(at) = nix::time::ClockId::CLOCK_BOOTTIME.now() {
+            return at.into();
+        }
         static START: OnceLock<Instant> = OnceLock::new();
         START.get_or_init(Instant::now).elapsed()
     }
@@ -168,6 +173,14 @@ impl JumpWatch {
 mod tests {
     use super::*;
     use futures::FutureExt;
+
+    #[test]
+    fn lived_time_passes_as_the_monotonic_clock_does() {
+        let (before, lived) = (Instant::now(), SystemClock.lived());
+        while before.elapsed() < Duration::from_millis(20) {}
+        let passed = SystemClock.lived() - lived;
+        assert!(passed >= Duration::from_millis(15), "{passed:?}");
+    }
 
     #[tokio::test]
     async fn a_simulated_sleep_ends_exactly_when_the_clock_reaches_its_instant() {

@@ -118,7 +118,7 @@ impl ChangeFollower {
         }
     }
 
-    /// Whether what is in memory is good for an answer at `now`. Both clocks must say so: one stands still while the
+    /// Whether what is in memory is good for an answer at `now`. Both clocks must say so: one may stand still while the
     /// machine sleeps, the other can be set.
     pub(super) fn is_fresh(&self, now: DateTime<Utc>) -> bool {
         micros(self.clock.lived()) < self.trusted_lived.load(Ordering::SeqCst)

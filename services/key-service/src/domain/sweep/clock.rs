@@ -30,6 +30,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_lot_waits_while_only_a_clock_set_forward_says_that_its_time_has_come() {
+        let (hour, tick) = (TimeDelta::hours(1), TimeDelta::microseconds(1));
+        let d = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let waits = |delete_at, ahead| clock_wait(delete_at, d, ahead).is_some();
+        assert!(!waits(d, TimeDelta::zero()));
+        assert!(waits(d, tick));
+        assert!(!waits(d + tick, hour), "its time has not come by any clock");
+        assert!(waits(d - hour + tick, hour));
+        assert!(!waits(d - hour, hour), "the time has really passed");
+        let words = clock_wait(d, d, hour).unwrap();
+        assert!(words.starts_with("the clock was set forward by 3600 s"), "{words}");
+    }
+
+    #[test]
     fn a_clock_waits_only_beyond_ten_seconds() {
         let (tick, none) = (TimeDelta::microseconds(1), TimeDelta::zero());
         assert_eq!(offset_wait(MAX_OFFSET, none), None);
