@@ -1,4 +1,4 @@
-//! Where PostgreSQL's server, aiosmtpd or Envoy is not installed, the tests that need it are left out, and say so.
+//! Where PostgreSQL's server, aiosmtpd, Envoy or libfaketime is not installed, the tests that need it are left out, and say so.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -17,6 +17,14 @@ fn main() {
     }
     if !answers(Command::new("python3").args(["-c", "import aiosmtpd"])) {
         println!("cargo::rustc-cfg=keysweep_no_aiosmtpd");
+    }
+    println!("cargo::rustc-check-cfg=cfg(keysweep_no_faketime)");
+    let folders = ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime"];
+    let library =
+        folders.iter().map(|folder| PathBuf::from(folder).join("libfaketimeMT.so.1")).find(|path| path.exists());
+    match library {
+        Some(path) => println!("cargo::rustc-env=KEYSWEEP_FAKETIME={}", path.display()),
+        None => println!("cargo::rustc-cfg=keysweep_no_faketime"),
     }
     if !answers(Command::new("envoy").arg("--version")) {
         println!("cargo::rustc-cfg=keysweep_no_envoy");

@@ -82,6 +82,18 @@ impl Process {
         std::fs::read_to_string(&self.log).expect("the log reads")
     }
 
+    /// The memory that it holds at this moment, in bytes.
+    ///
+    /// # Panics
+    /// When it does not run, or the system does not tell.
+    pub fn resident_bytes(&self) -> u64 {
+        let id = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number");
+        kilobytes * 1024
+    }
+
     /// Asks it to stop, as Kubernetes does, and waits until it has.
     ///
     /// # Panics

@@ -59,6 +59,8 @@ pub struct KeyReplica {
     pub process: Process,
     /// Clients of it; those of the other services lead nowhere.
     pub clients: Clients,
+    /// Where it listens.
+    pub endpoint: String,
 }
 
 impl KeyReplica {
@@ -67,7 +69,7 @@ impl KeyReplica {
         serving(port).await;
         let endpoint = format!("http://127.0.0.1:{port}");
         let clients = Clients::new(&endpoint, &endpoint, &endpoint).expect("an endpoint");
-        Self { process, clients }
+        Self { process, clients, endpoint }
     }
 
     /// A new key of an agency, with the scope `read`: its id and its secret.
