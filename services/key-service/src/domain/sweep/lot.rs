@@ -397,19 +397,6 @@ mod tests {
     }
 
     #[test]
-    fn a_lot_waits_while_only_a_clock_set_forward_says_that_its_time_has_come() {
-        let hour = TimeDelta::hours(1);
-        let waits = |delete_at, ahead| clock_wait(delete_at, d(), ahead).is_some();
-        assert!(!waits(d(), TimeDelta::zero()));
-        assert!(waits(d(), TICK));
-        assert!(!waits(d() + TICK, hour), "its time has not come by any clock");
-        assert!(waits(d() - hour + TICK, hour));
-        assert!(!waits(d() - hour, hour), "the time has really passed");
-        let words = clock_wait(d(), d(), hour).unwrap();
-        assert!(words.starts_with("the clock was set forward by 3600 s"), "{words}");
-    }
-
-    #[test]
     fn every_value_has_its_word() {
         assert_eq!(Stage::ALL.map(Stage::word), ["d15", "d7", "d1"]);
         assert_eq!(Stage::ALL.map(|stage| stage.to_string()), ["D15", "D7", "D1"]);
