@@ -16,6 +16,8 @@ pub mod app;
 pub mod clients;
 mod config;
 pub mod domain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod grpc;
 pub mod jobs;
 mod run;

@@ -16,6 +16,8 @@ pub mod app;
 pub mod clients;
 pub mod config;
 pub mod domain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod grpc;
 mod jobs;
 pub mod storage;

@@ -6,6 +6,8 @@
 //! others are imported all the same. Sending the file again is safe: what was imported is found unchanged.
 
 mod columns;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 
 use std::io::Read;
 use std::time::Duration;

@@ -2,6 +2,8 @@
 
 mod convert;
 mod ext_authz;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod import;
 mod keys;
 mod requests;

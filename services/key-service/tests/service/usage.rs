@@ -8,7 +8,7 @@ use service_kit::time::to_micros;
 
 use key_service::domain::key::VerifyCode;
 
-use crate::support::{BOUNDS, World, start, text};
+use crate::support::{BOUNDS, MICRO, SLACK, World, start, text};
 
 async fn writer(world: &World) -> usage_writers::Model {
     usage_writers::Entity::find_by_id("rep_1").one(&world.db).await.unwrap().unwrap()
@@ -107,6 +107,25 @@ both_databases! {
         world.clock.advance(TimeDelta::milliseconds(5));
         assert_eq!(world.code(&text(&issued)).await, VerifyCode::Valid);
         assert_eq!(world.row(&issued.key.key_id).await.last_used_at, Some(last + 5_000));
+    }
+
+    async fn a_replica_that_has_reported_nothing_for_the_slack_lets_no_use_wait(db: TestDatabase) {
+        let world = World::new(&db).await;
+        let issued = world.generate("").await;
+        let second = TimeDelta::seconds(1);
+        let used = async |at: DateTime<Utc>| {
+            world.clock.advance_to(at);
+            assert_eq!(world.code(&text(&issued)).await, VerifyCode::Valid);
+            world.row(&issued.key.key_id).await.last_used_at
+        };
+        let first = start() + SLACK - second;
+        assert_eq!(used(first).await, Some(to_micros(first)), "the first use of a key is stored");
+        assert_eq!(used(start() + SLACK).await, Some(to_micros(first)), "the next one waits");
+        // As far as the sweep can tell, this replica died when it opened, and lost uses of one slack at most.
+        let later = start() + SLACK + MICRO;
+        assert_eq!(used(later).await, Some(to_micros(later)));
+        world.usage.flush().await.unwrap();
+        assert_eq!(used(later + second).await, Some(to_micros(later)), "it has reported: uses wait again");
     }
 
     async fn a_replica_whose_row_is_gone_does_not_pretend(db: TestDatabase) {

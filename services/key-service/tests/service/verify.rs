@@ -14,7 +14,7 @@ both_databases! {
         let issued = world.generate("").await;
         let (key_id, secret) = (&issued.key.key_id, text(&issued));
         let mut stored = Vec::new();
-        let first = start() + TimeDelta::minutes(1);
+        let first = start() + MICRO;
         // The second use waits in memory; a use as old as the slack does not.
         for at in [first, first + SLACK - MICRO, first + SLACK] {
             world.clock.advance_to(at);

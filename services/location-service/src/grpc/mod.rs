@@ -2,6 +2,8 @@
 
 mod agencies;
 mod convert;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod legacy_users;
 mod locations;
 mod status;

@@ -1,5 +1,6 @@
 //! Real databases for tests, one a test, gone when the test is.
 
+mod fuzz;
 mod postgres;
 
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use crate::clock::SharedClock;
 use crate::db::DatabaseConfig;
 use crate::entropy::SeededEntropy;
 use crate::jobs::JobRegistry;
+
+pub use fuzz::replay;
 
 /// Which database a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! such as scopes or an expiry, lies outside the slot, shared by the keys that have the same.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -135,6 +135,8 @@ pub(super) struct KeyTable {
     epoch: AtomicU64,
     waiting: AtomicUsize,
     max_waiting: usize,
+    /// The database was told that every use at or before this instant is stored, in unix microseconds.
+    reported_through: AtomicI64,
 }
 
 impl KeyTable {
@@ -159,6 +161,7 @@ impl KeyTable {
             epoch: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             max_waiting,
+            reported_through: AtomicI64::new(to_micros(opened_at)),
         }
     }
 
@@ -178,7 +181,7 @@ impl KeyTable {
             slot.stored_at = slot.used_at();
         }
         let used_at = to_micros(now);
-        if !is_recent(slot.stored_at, used_at, slack) || used_at <= *taken_through {
+        if !is_recent(slot.stored_at, used_at, slack) || used_at <= *taken_through || self.is_mute(used_at, slack) {
             return Hit::Miss;
         }
         if slot.round != *round {
@@ -211,7 +214,7 @@ impl KeyTable {
         let recent = stored_at.is_some_and(|stored_at| is_recent(to_micros(stored_at), used_at, slack));
         let mut shard = self.shard(selector);
         let Shard { slots, apart, waiting, round, taken_through, .. } = &mut *shard;
-        if !recent || used_at <= *taken_through {
+        if !recent || used_at <= *taken_through || self.is_mute(used_at, slack) {
             return false;
         }
         let slot = slots.find_mut(place_of(selector), |slot| slot.selector == *selector);
@@ -304,6 +307,18 @@ impl KeyTable {
     pub(super) fn mark_stored(&self, shard: usize, through: i64) {
         let mut shard = lock(&self.shards[shard]);
         shard.stored_through = shard.stored_through.max(through);
+    }
+
+    /// The database was told that every use at or before this instant is stored.
+    pub(super) fn reported(&self, through: i64) {
+        self.reported_through.fetch_max(through, Ordering::Relaxed);
+    }
+
+    /// Whether the database has heard nothing for the slack: then no use waits. So what a replica loses when it dies lies within the slack
+    /// of its last report, by which the sweep judges it.
+    fn is_mute(&self, used_at: i64, slack: TimeDelta) -> bool {
+        let heard = self.reported_through.load(Ordering::Relaxed);
+        used_at.saturating_sub(heard) > slack.num_microseconds().unwrap_or(i64::MAX)
     }
 
     /// Takes no use any more.

@@ -2,7 +2,8 @@
 //!
 //! A replica says in the database through which instant all its uses are stored. So that this is never untrue, a use
 //! at or before the instant through which uses were taken away is not taken into memory any more: its caller stores it
-//! before it answers.
+//! before it answers. So does the caller of a use that comes more than the slack after that instant: whatever a replica loses,
+//! it loses within the slack of what it has said.
 
 use std::sync::Arc;
 
@@ -154,6 +155,7 @@ impl UsageRecorder {
         if stored > 0 || through - progress.reported >= REPORT_EVERY {
             self.store.report_flushed(&self.replica_id, through).await?;
             progress.reported = through;
+            self.table.reported(to_micros(through));
         }
         Ok(stored)
     }
@@ -369,6 +371,7 @@ mod tests {
                         let stored = world.stored.of(*key);
                         prop_assert!(stored.is_some_and(|stored| stored > *at - SLACK), "{key}: {at} but {stored:?}");
                         prop_assert!(*at > through || stored >= Some(*at), "{key}: {at} is through {through}, but {stored:?}");
+                        prop_assert!(*at <= through + SLACK || stored >= Some(*at), "{key}: {at} is long after {through}, but {stored:?}");
                     }
                 }
                 world.stored.fails.store(false, Ordering::SeqCst);

@@ -36,8 +36,9 @@ pub enum UsageVerdict {
 
 /// Judges the stored last uses at `cutoff`. `this_replica` flushed just before and so counts as alive.
 ///
-/// A use is kept in memory only while the stored one is younger than `slack`, so a replica that died at F can have lost
-/// uses in (F, F + slack] of keys whose stored use is at most `slack` older. That changes a decision at the cutoff only if F lies
+/// A use is kept in memory only while the stored one is younger than `slack`, and so is what the replica has said of its flushes. So a
+/// replica that was last heard of at F, dead or hanging, can lose uses in (F, F + slack] of keys whose stored use is at most `slack`
+/// older. That changes a decision at the cutoff only if F lies
 /// within `slack` of it.
 #[must_use]
 pub fn judge_usage(

@@ -7,6 +7,8 @@
 
 mod answer;
 mod credential;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod question;
 #[cfg(test)]
 mod tests;

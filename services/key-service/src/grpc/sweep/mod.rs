@@ -1,6 +1,8 @@
 //! `keysweep.key.v1.SweepService`: parse, call the use case, convert.
 
 mod convert;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod parse;
 mod status;
 mod stream;

@@ -4,7 +4,6 @@ mod deleting;
 mod desk;
 mod gate;
 mod leading;
-mod lifecycle;
 mod notices;
 mod planning;
 mod rescuing;
