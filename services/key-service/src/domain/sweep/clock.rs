@@ -56,18 +56,4 @@ mod tests {
         assert!(offset_wait(MAX_OFFSET, tick).is_some(), "in doubt it waits");
         assert!(offset_wait(none, MAX_OFFSET + tick).is_some(), "a reading that took too long tells nothing");
     }
-
-    #[test]
-    fn a_lot_waits_while_only_a_clock_set_forward_says_that_its_time_has_come() {
-        let (d, tick) = (DateTime::UNIX_EPOCH + TimeDelta::days(20_000), TimeDelta::microseconds(1));
-        let hour = TimeDelta::hours(1);
-        let waits = |delete_at, ahead| clock_wait(delete_at, d, ahead).is_some();
-        assert!(!waits(d, TimeDelta::zero()));
-        assert!(waits(d, tick));
-        assert!(!waits(d + tick, hour), "its time has not come by any clock");
-        assert!(waits(d - hour + tick, hour));
-        assert!(!waits(d - hour, hour), "the time has really passed");
-        let words = clock_wait(d, d, hour).unwrap();
-        assert!(words.starts_with("the clock was set forward by 3600 s"), "{words}");
-    }
 }
