@@ -6,6 +6,7 @@
 
 pub mod chaos;
 pub mod envoy;
+pub mod post;
 pub mod process;
 pub mod replica;
 pub mod smtp;

@@ -91,6 +91,8 @@ pub async fn connect(config: &DatabaseConfig) -> anyhow::Result<DatabaseConnecti
                 // What is deleted here is often secret: overwrite it in the file.
                 .pragma("secure_delete", "ON")
         });
+        #[cfg(feature = "testing")]
+        crate::testing::commits::watch(&mut options);
         return Database::connect(options)
             .await
             .with_context(|| format!("cannot open the SQLite database {}", path.display()));

@@ -67,6 +67,7 @@ impl JobHandle {
 pub struct JobRegistry {
     jobs: Arc<Mutex<Jobs>>,
     work: Arc<AtomicU64>,
+    driven: bool,
 }
 
 #[derive(Debug, Default)]
@@ -79,11 +80,36 @@ struct Jobs {
 const QUEUE: usize = 8;
 
 impl JobRegistry {
+    /// A registry whose jobs do nothing by themselves, neither at their start nor when signalled nor when their period is over: only
+    /// [`JobRegistry::activate`] and [`JobRegistry::settle`] activate them. For who decides over every step of a simulation.
+    pub fn driven() -> Self {
+        Self { driven: true, ..Self::default() }
+    }
+
+    /// Activates the job of this name now and waits for its report.
+    ///
+    /// # Errors
+    /// The activation's own, that the job has ended, or that there is none of this name.
+    pub async fn activate(&self, name: &str) -> anyhow::Result<JobReport> {
+        let handle = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).handles.get(name).cloned();
+        handle.ok_or_else(|| anyhow::anyhow!("there is no job {name}"))?.activate().await
+    }
+
+    /// The names of the jobs, in alphabetical order.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).handles.keys().copied().collect()
+    }
+
     /// Starts a job: activated at once, then at least once a period of the clock, until `shutdown`.
     pub fn spawn(&self, job: Arc<dyn Reconciler>, clock: SharedClock, shutdown: CancellationToken) -> JobHandle {
         let (requests, inbox) = mpsc::channel(QUEUE);
         let handle = JobHandle { name: job.name(), requests };
-        let task = tokio::spawn(drive(job, clock, shutdown, inbox, self.work.clone()));
+        let work = self.work.clone();
+        let task = if self.driven {
+            tokio::spawn(drive_when_asked(job, clock, shutdown, inbox, work))
+        } else {
+            tokio::spawn(drive(job, clock, shutdown, inbox, work))
+        };
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.handles.insert(handle.name, handle.clone());
         jobs.tasks.push(task);
@@ -137,14 +163,7 @@ async fn drive(
     let mut reply = None;
     loop {
         let now = clock.now();
-        let result = job.activate(now).await;
-        report(job.name(), &result);
-        // Before the answer, so that who hears of the work finds it counted.
-        work.fetch_add(result.as_ref().map_or(0, |report| report.work), Ordering::SeqCst);
-        if let Some(reply) = reply.take() {
-            // Who asked may have gone.
-            let _: Result<(), _> = Reply::send(reply, result);
-        }
+        activate(&*job, now, reply.take(), &work).await;
         let next = now.checked_add_signed(period).unwrap_or(DateTime::<Utc>::MAX_UTC);
         tokio::select! {
             biased;
@@ -158,6 +177,39 @@ async fn drive(
         if shutdown.is_cancelled() {
             return;
         }
+    }
+}
+
+async fn drive_when_asked(
+    job: Arc<dyn Reconciler>,
+    clock: SharedClock,
+    shutdown: CancellationToken,
+    mut inbox: mpsc::Receiver<Option<Reply>>,
+    work: Arc<AtomicU64>,
+) {
+    loop {
+        let asked = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            request = inbox.recv() => request,
+        };
+        match asked {
+            Some(Some(reply)) => activate(&*job, clock.now(), Some(reply), &work).await,
+            // Not asked but signalled.
+            Some(None) => {}
+            None => return,
+        }
+    }
+}
+
+async fn activate(job: &dyn Reconciler, now: DateTime<Utc>, reply: Option<Reply>, work: &AtomicU64) {
+    let result = job.activate(now).await;
+    report(job.name(), &result);
+    // Before the answer, so that who hears of the work finds it counted.
+    work.fetch_add(result.as_ref().map_or(0, |report| report.work), Ordering::SeqCst);
+    if let Some(reply) = reply {
+        // Who asked may have gone.
+        let _: Result<(), _> = Reply::send(reply, result);
     }
 }
 
@@ -212,6 +264,21 @@ mod tests {
         registry.spawn(job.clone(), clock, stop.clone());
         registry.settle().await.expect("settles");
         assert_eq!(job.0.load(Ordering::SeqCst), 0);
+        stop.cancel();
+        registry.join().await;
+    }
+
+    #[tokio::test]
+    async fn a_driven_job_does_nothing_unless_it_is_asked() {
+        let (registry, stop) = (JobRegistry::driven(), CancellationToken::new());
+        let clock = Arc::new(SimulatedClock::new(crate::time::from_micros(0)));
+        let job = Arc::new(Countdown(AtomicU64::new(5)));
+        let handle = registry.spawn(job.clone(), clock.clone(), stop.clone());
+        handle.signal();
+        clock.advance(TimeDelta::days(1));
+        registry.activate("countdown").await.expect("it is there");
+        assert_eq!((job.0.load(Ordering::SeqCst), registry.names()), (4, vec!["countdown"]));
+        assert!(registry.activate("another").await.is_err());
         stop.cancel();
         registry.join().await;
     }
