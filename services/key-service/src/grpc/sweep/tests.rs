@@ -5,7 +5,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use keysweep_proto::key::v1 as proto;
 use keysweep_proto::key::v1::sweep_event::Payload;
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use service_kit::both_databases;
 use service_kit::clock::Clock;
 use tonic::Code;
@@ -13,7 +12,6 @@ use tonic_types::StatusExt;
 
 use super::*;
 use crate::domain::sweep::Stage;
-use crate::storage::sweep::entities::events;
 use crate::storage::sweep::tests::{House, d, idle, key_row, plan_time};
 
 fn service(house: &House) -> (SweepGrpc, CancellationToken) {
@@ -119,7 +117,7 @@ both_databases! {
         house.insert(vec![key_row("key_1", "agy_1", None, idle(), None)]).await;
         let (grpc, _streams) = service(&house);
         house.tick_at(plan_time()).await;
-        events::Entity::delete_many().filter(events::Column::Sequence.lte(2)).exec(&house.db).await.unwrap();
+        house.lose_events_through(2).await;
         let mut late = subscribe(&grpc, 0).await;
         next(&mut late).await.unwrap();
         let refused = next(&mut late).await.unwrap_err();

@@ -109,6 +109,12 @@ impl House {
         Lease { owner: row.owner, token: row.token, lasts: TimeDelta::seconds(15) }
     }
 
+    /// Removes the oldest events, as retention does while a stream is behind.
+    pub(crate) async fn lose_events_through(&self, sequence: i64) {
+        let gone = events::Entity::delete_many().filter(events::Column::Sequence.lte(sequence));
+        gone.exec(&self.db).await.expect("they go");
+    }
+
     /// A key of `agy_1`'s location `loc_1`, created long ago.
     pub(crate) async fn key(&self, id: &str, last_used_at: Option<DateTime<Utc>>) {
         self.key_of(id, "agy_1", Some("loc_1"), last_used_at).await;
