@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
-/// Keys of the plan: thirty chunks of entries, some 150 KB each, that nobody reads.
+/// Keys of the plan: thirty chunks of entries, some 250 KB each, that nobody reads.
 const KEYS: usize = 30_000;
 /// For each hundred of them: each is sent entries that are read from disk for it.
 const PATIENCE_A_HUNDRED: Duration = Duration::from_secs(60);
@@ -31,8 +31,8 @@ const LOOKS: usize = 20;
 const LOOK: Duration = Duration::from_millis(250);
 /// What one connection takes before it is read, as gRPC has it by default.
 const WINDOW: u32 = 65_535;
-/// A message on its way for each, and what it is made from; all that they could read would be thirty times as much.
-const MOST_A_SUBSCRIBER: u64 = 384 * 1024;
+/// A message on its way for each, in a buffer that doubles as it grows; all that they could read would be ten times as much.
+const MOST_A_SUBSCRIBER: u64 = 768 * 1024;
 
 type Events = Streaming<key::SubscribeSweepPlansResponse>;
 
