@@ -10,4 +10,5 @@ pub mod post;
 pub mod process;
 pub mod replica;
 pub mod smtp;
-pub mod wait;
+
+pub use service_kit::testing::wait;

@@ -8,7 +8,6 @@ pub mod smtp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use keysweep_proto::notification::v1::notification_service_client::NotificationServiceClient;
@@ -17,7 +16,7 @@ use notification_service::Config;
 use notification_service::config::DEFAULTS;
 use service_kit::Deps;
 use service_kit::clock::{Clock, SimulatedClock};
-use service_kit::testing::TestDatabase;
+use service_kit::testing::{TestDatabase, wait};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -110,13 +109,7 @@ impl World {
         let channel =
             tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect_lazy();
         self.api = NotificationServiceClient::new(channel);
-        for _ in 0..500 {
-            if self.subscription().await.is_some() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("the service does not start");
+        wait::until("the service to start", async || self.subscription().await).await;
     }
 
     pub async fn stop(&mut self) {
@@ -133,14 +126,7 @@ impl World {
 
     /// The subscription once it is as expected.
     pub async fn until(&self, expected: impl Fn(&Subscription) -> bool) -> Subscription {
-        for _ in 0..3_000 {
-            let subscription = self.subscription().await.expect("the service");
-            if expected(&subscription) {
-                return subscription;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("the subscription does not come to it: {:?}", self.subscription().await);
+        wait::until("the subscription", async || self.subscription().await.filter(&expected)).await
     }
 
     pub fn stop_peers(&mut self) {
@@ -153,15 +139,12 @@ impl World {
 
     /// Until every event is applied and no job finds work.
     pub async fn settle(&self) {
-        for _ in 0..1_000 {
+        wait::until("every event to be applied", async || {
             let applied = self.subscription().await.expect("the service").applied_sequence;
             self.deps.jobs.settle().await.expect("jobs");
-            if applied == self.peer.head() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("it does not settle");
+            (applied == self.peer.head()).then_some(())
+        })
+        .await;
     }
 
     pub async fn advance_to(&self, at: DateTime<Utc>) {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use keysweep_proto::key::v1::sweep_event::Payload;
@@ -14,6 +13,7 @@ use keysweep_proto::location::v2::user_service_server::{UserService, UserService
 use service_kit::status::StatusBuilder;
 use service_kit::time::{duration_to_proto, from_proto, to_proto};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
@@ -29,6 +29,8 @@ struct Said {
     asked: Vec<usize>,
     /// Events before this one are gone.
     first: usize,
+    /// Wakes the streams.
+    grown: watch::Sender<()>,
 }
 
 /// The peers.
@@ -136,7 +138,10 @@ impl Peer {
 
     /// Another history takes the place of this one; answers the old one.
     pub fn replace_history(&self, events: Vec<SweepEvent>) -> Vec<SweepEvent> {
-        self.said(|said| std::mem::replace(&mut said.events, events))
+        self.said(|said| {
+            said.grown.send_replace(());
+            std::mem::replace(&mut said.events, events)
+        })
     }
 
     /// The first events are no longer kept.
@@ -170,6 +175,7 @@ fn push(said: &mut Said, plan: &str, at: DateTime<Utc>, payload: Payload) {
         plan_id: plan.into(),
         payload: Some(payload),
     });
+    said.grown.send_replace(());
 }
 
 pub fn published(delete_at: DateTime<Utc>) -> Payload {
@@ -225,7 +231,9 @@ impl SweepService for Peer {
             if sender.send(Ok(heartbeat)).await.is_err() {
                 return;
             }
-            while !sender.is_closed() {
+            let mut grown = peer.said(|said| said.grown.subscribe());
+            loop {
+                grown.mark_unchanged();
                 let next = peer.said(|said| said.events.get(after).cloned());
                 match next {
                     Some(event) => {
@@ -239,7 +247,11 @@ impl SweepService for Peer {
                             return;
                         }
                     }
-                    None => tokio::time::sleep(Duration::from_millis(5)).await,
+                    None => tokio::select! {
+                        () = sender.closed() => return,
+                        Ok(()) = grown.changed() => {}
+                        else => return,
+                    },
                 }
             }
         });

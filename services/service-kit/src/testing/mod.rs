@@ -3,6 +3,7 @@
 pub mod commits;
 mod fuzz;
 mod postgres;
+pub mod wait;
 
 use std::sync::Arc;
 
