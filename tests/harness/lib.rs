@@ -6,6 +6,8 @@
 
 pub mod chaos;
 pub mod envoy;
+pub mod installation;
+pub mod metrics;
 pub mod post;
 pub mod process;
 pub mod replica;

@@ -20,6 +20,7 @@ pub mod domain;
 pub mod fuzz;
 pub mod grpc;
 pub mod jobs;
+mod metrics;
 mod run;
 pub mod storage;
 

@@ -14,11 +14,13 @@ use service_kit::jobs::Reconciler;
 use service_kit::keyring::KeyRing;
 use service_kit::notify::listen;
 use service_kit::server::GrpcServer;
+use service_kit::telemetry::Metric;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::audit::Audit;
+use crate::app::figures::FigureKeeper;
 use crate::app::keys::{KeyParts, Keys, RevealLimiter};
 use crate::app::sweep::{EventSignal, Leadership, SweepService, Sweeper};
 use crate::app::upkeep::Upkeep;
@@ -27,7 +29,8 @@ use crate::config::{Config, DEFAULTS};
 use crate::grpc::sweep::SweepGrpc;
 use crate::grpc::{ExtAuthz, KeyApi};
 use crate::jobs::sweeper::SweeperJob;
-use crate::jobs::{EndOverlaps, FlushUses, FollowChanges, ForgetRequests};
+use crate::jobs::{CountFigures, EndOverlaps, FlushUses, FollowChanges, ForgetRequests};
+use crate::metrics::METRICS;
 use crate::storage::changes::KEY_CHANGES;
 use crate::storage::sweep::SqlSweepStore;
 use crate::storage::sweep::outbox::SWEEP_EVENTS;
@@ -44,6 +47,7 @@ impl Service for KeyService {
     const DEFAULTS: &'static str = DEFAULTS;
     type Config = Config;
     type Migrator = Migrator;
+    const METRICS: &'static [Metric] = METRICS;
 
     async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         run(config, deps, listener, shutdown).await
@@ -95,6 +99,7 @@ struct Parts {
     verifier: Arc<Verifier>,
     audit: Arc<Audit>,
     upkeep: Arc<Upkeep>,
+    figures: Arc<FigureKeeper>,
     usage: Arc<UsageRecorder>,
     sweep: SweepService,
     sweeper: Arc<Sweeper>,
@@ -146,8 +151,9 @@ impl Parts {
             watch.clone(),
         );
         let sweeper = Arc::new(Sweeper::new(sweep_store, usage.clone(), ids, policy, events, leadership, watch));
-        let (audit, upkeep) = (Arc::new(Audit::new(store.clone())), Arc::new(Upkeep::new(store)));
-        Ok(Self { keys, verifier, audit, upkeep, usage, sweep, sweeper })
+        let (audit, upkeep) = (Arc::new(Audit::new(store.clone())), Arc::new(Upkeep::new(store.clone())));
+        let figures = Arc::new(FigureKeeper::new(store));
+        Ok(Self { keys, verifier, audit, upkeep, figures, usage, sweep, sweeper })
     }
 
     /// Starts the jobs and, on PostgreSQL, the listening for what other replicas change.
@@ -157,6 +163,7 @@ impl Parts {
         spawn(Arc::new(EndOverlaps::new(self.upkeep.clone())));
         spawn(Arc::new(ForgetRequests::new(self.upkeep.clone(), self.keys.clone(), self.verifier.clone())));
         spawn(Arc::new(SweeperJob::new(self.sweeper.clone())));
+        spawn(Arc::new(CountFigures::new(self.figures.clone())));
         let following = spawn(Arc::new(FollowChanges::new(self.verifier.changes())));
         let (events, database, stop) = (self.sweep.signal().clone(), config.database.clone(), end.clone());
         let changes = async move { listen(&database, KEY_CHANGES, stop, || following.signal()).await };

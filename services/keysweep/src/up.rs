@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use service_kit::cli::stop_on_signals;
+use key_service::KeyService;
+use location_service::LocationService;
+use notification_service::NotificationService;
+use service_kit::cli::{Service, stop_on_signals};
 use service_kit::clock::SystemClock;
 use service_kit::telemetry::{LogConfig, MetricsConfig, init_logging, serve_metrics};
 use tokio_util::sync::CancellationToken;
@@ -54,7 +57,8 @@ pub fn parse_smtp(text: &str) -> Result<(String, u16), String> {
 /// When a service cannot start, or ends by itself.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     init_logging(&LogConfig { level: options.log, format: "text".to_owned() })?;
-    serve_metrics(&MetricsConfig { listen: options.metrics })?;
+    let shown = [KeyService::METRICS, LocationService::METRICS, NotificationService::METRICS].concat();
+    serve_metrics(&MetricsConfig { listen: options.metrics }, &shown)?;
     tokio::fs::create_dir_all(&options.data)
         .await
         .with_context(|| format!("cannot make the folder {}", options.data.display()))?;

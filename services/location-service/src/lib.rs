@@ -27,6 +27,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use service_kit::keyring::KeyRing;
 use service_kit::server::GrpcServer;
+use service_kit::telemetry::Metric;
 use service_kit::{Deps, cli, db};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,7 @@ impl cli::Service for LocationService {
     const DEFAULTS: &'static str = config::DEFAULTS;
     type Config = Config;
     type Migrator = Migrator;
+    const METRICS: &'static [Metric] = &[];
 
     async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         run(config, deps, listener, shutdown).await

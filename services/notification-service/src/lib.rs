@@ -19,6 +19,7 @@ pub mod domain;
 pub mod email;
 pub mod grpc;
 mod jobs;
+mod metrics;
 pub mod rebuild_command;
 mod run;
 pub mod storage;

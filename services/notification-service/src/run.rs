@@ -7,6 +7,7 @@ use keysweep_proto::notification::v1::notification_service_server::NotificationS
 use service_kit::ids::IdGenerator;
 use service_kit::jobs::JobHandle;
 use service_kit::server::GrpcServer;
+use service_kit::telemetry::Metric;
 use service_kit::{Deps, cli, client, db};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -24,6 +25,7 @@ use crate::config::{self, Config};
 use crate::email::{Maildir, SmtpTransport, Writer};
 use crate::grpc::NotificationApi;
 use crate::jobs::{AcknowledgeJob, DeliverJob, DispatchJob, FiguresJob, ForgetJob, Next};
+use crate::metrics::METRICS;
 use crate::storage::{Migrator, Store};
 
 /// Serves until `shutdown`, then drains. The peers and the mail server need not be there.
@@ -176,6 +178,7 @@ impl cli::Service for NotificationService {
     const DEFAULTS: &'static str = config::DEFAULTS;
     type Config = Config;
     type Migrator = Migrator;
+    const METRICS: &'static [Metric] = METRICS;
 
     async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         run(config, deps, listener, shutdown).await

@@ -22,7 +22,7 @@ use crate::client::ClientConfig;
 use crate::config::Validate;
 use crate::db::DatabaseConfig;
 use crate::server::ServerConfig;
-use crate::telemetry::{self, LogConfig, MetricsConfig};
+use crate::telemetry::{self, LogConfig, Metric, MetricsConfig};
 
 /// The sections that every service's configuration has.
 pub trait CommonConfig {
@@ -44,6 +44,8 @@ pub trait Service {
     type Config: DeserializeOwned + Validate + CommonConfig + Send;
     /// Its migrations.
     type Migrator: MigratorTrait;
+    /// What it shows besides what all services do.
+    const METRICS: &'static [Metric];
 
     /// Runs until `shutdown`, then drains.
     fn run(
@@ -132,7 +134,7 @@ fn try_execute<S: Service>(command: Command, file: Option<&Path>) -> anyhow::Res
 
 async fn serve<S: Service>(config: S::Config) -> anyhow::Result<()> {
     telemetry::init_logging(config.log())?;
-    telemetry::serve_metrics(config.metrics())?;
+    telemetry::serve_metrics(config.metrics(), S::METRICS)?;
     let listen = config.server().listen;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let shutdown = CancellationToken::new();

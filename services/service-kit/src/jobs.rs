@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
+use crate::telemetry::metrics::JOB_ACTIVATIONS;
 
 /// What one activation did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -232,7 +233,7 @@ fn report(name: &'static str, result: &anyhow::Result<JobReport>) {
             "error"
         }
     };
-    metrics::counter!("keysweep_job_activations_total", "job" => name, "outcome" => outcome).increment(1);
+    metrics::counter!(JOB_ACTIVATIONS.name, "job" => name, "outcome" => outcome).increment(1);
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod audit;
 mod caller;
 mod error;
+pub mod figures;
 pub mod keys;
 mod limiter;
 pub mod sweep;

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use service_kit::jobs::{JobReport, Reconciler};
 
 use crate::app::verify::ChangeFollower;
+use crate::metrics::REVOCATION_LAG;
 
 /// Reads what other replicas changed: when a notification says that something did, and each second all the same.
 #[derive(Debug)]
@@ -33,6 +34,7 @@ impl Reconciler for FollowChanges {
     }
 
     async fn activate(&self, _: DateTime<Utc>) -> anyhow::Result<JobReport> {
+        metrics::gauge!(REVOCATION_LAG.name).set(self.changes.lag().as_secs_f64());
         let heard = self.changes.catch_up().await?;
         Ok(JobReport { work: heard, detail: serde_json::json!({ "changes": heard }) })
     }

@@ -9,6 +9,10 @@ use service_kit::jobs::{JobReport, Reconciler};
 
 use crate::app::sweep::{SweepStanding, Sweeper};
 use crate::domain::sweep::HoldReason;
+use crate::metrics::{
+    CLOCK_OFFSET, SWEEP_EVENTS_REMOVED, SWEEP_KEYS_DELETED, SWEEP_LEADER, SWEEP_LEASES_LOST, SWEEP_LEASES_TAKEN,
+    SWEEP_LOTS_HELD, SWEEP_WAITS,
+};
 
 /// A second: within it a confirmed plan is published and a due lot begins to go. A look at nothing due is three small queries.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -39,20 +43,19 @@ impl Reconciler for SweeperJob {
 
     async fn activate(&self, now: DateTime<Utc>) -> anyhow::Result<JobReport> {
         let tick = self.sweeper.tick(now).await?;
-        metrics::counter!("keysweep_sweep_keys_deleted_total").increment(tick.keys_deleted);
-        metrics::counter!("keysweep_sweep_events_removed_total").increment(tick.events_removed);
-        metrics::gauge!("keysweep_sweep_leader").set(u8::from(tick.standing == SweepStanding::Leading));
-        metrics::counter!("keysweep_sweep_leases_taken_total").increment(tick.lease_taken.into());
-        metrics::counter!("keysweep_sweep_leases_lost_total")
-            .increment((tick.standing == SweepStanding::LeaseLost).into());
+        metrics::counter!(SWEEP_KEYS_DELETED.name).increment(tick.keys_deleted);
+        metrics::counter!(SWEEP_EVENTS_REMOVED.name).increment(tick.events_removed);
+        metrics::gauge!(SWEEP_LEADER.name).set(u8::from(tick.standing == SweepStanding::Leading));
+        metrics::counter!(SWEEP_LEASES_TAKEN.name).increment(tick.lease_taken.into());
+        metrics::counter!(SWEEP_LEASES_LOST.name).increment((tick.standing == SweepStanding::LeaseLost).into());
         if let Some(offset) = tick.clock_offset_us {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-            metrics::gauge!("keysweep_clock_offset_seconds").set(offset as f64 / 1e6);
+            metrics::gauge!(CLOCK_OFFSET.name).set(offset as f64 / 1e6);
         }
-        metrics::gauge!("keysweep_sweep_waits").set(u32::try_from(tick.waits.len()).unwrap_or(u32::MAX));
+        metrics::gauge!(SWEEP_WAITS.name).set(u32::try_from(tick.waits.len()).unwrap_or(u32::MAX));
         for reason in HoldReason::ALL {
             let held: i64 = tick.lots_held.iter().filter(|(why, _)| *why == reason).map(|(_, lots)| lots).sum();
-            metrics::gauge!("keysweep_sweep_lots_held", "reason" => reason.as_str())
+            metrics::gauge!(SWEEP_LOTS_HELD.name, "reason" => reason.as_str())
                 .set(u32::try_from(held).unwrap_or(u32::MAX));
         }
         // Whoever lost the lease has not found that nothing is due.

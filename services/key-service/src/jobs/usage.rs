@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use service_kit::jobs::{JobReport, Reconciler};
 
 use crate::app::verify::UsageRecorder;
+use crate::metrics::{KEYS_IN_MEMORY, USAGE_FLUSH_LAG, USES_STORED, USES_WAITING};
 
 /// Stores the uses that wait in memory, each second, and says that it has.
 #[derive(Debug)]
@@ -33,11 +34,14 @@ impl Reconciler for FlushUses {
     }
 
     async fn activate(&self, _: DateTime<Utc>) -> anyhow::Result<JobReport> {
-        let stored = self.recorder.flush_some().await?;
-        metrics::counter!("keysweep_uses_stored_total").increment(stored);
+        let stored = self.recorder.flush_some().await;
+        let lag = self.recorder.lag().await.to_std().unwrap_or_default();
+        metrics::gauge!(USAGE_FLUSH_LAG.name).set(lag.as_secs_f64());
+        let stored = stored?;
+        metrics::counter!(USES_STORED.name).increment(stored);
         let (keys, waiting) = self.recorder.load();
-        metrics::gauge!("keysweep_keys_in_memory").set(keys as f64);
-        metrics::gauge!("keysweep_uses_waiting").set(waiting as f64);
+        metrics::gauge!(KEYS_IN_MEMORY.name).set(keys as f64);
+        metrics::gauge!(USES_WAITING.name).set(waiting as f64);
         Ok(JobReport { work: stored, detail: serde_json::json!({ "uses": stored }) })
     }
 }

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod changes;
 pub mod entities;
 mod error;
+mod figures;
 mod import;
 pub mod keyring_check;
 mod keys;

@@ -5,6 +5,7 @@
 
 mod audit;
 mod ext_authz;
+mod figures;
 mod generate;
 mod grpc;
 mod import;

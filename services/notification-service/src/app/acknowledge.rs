@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use super::ports::{OwedReceipt, PeerError, ReceiptAnswer, ReceiptSink, ReceiptStore, StageNews, StorageError};
+use crate::metrics::RECEIPTS_REFUSED;
 
 /// Receipts handed in at once; key-service takes up to 1,000.
 const BATCH: u64 = 500;
@@ -72,7 +73,7 @@ fn note(receipt: &OwedReceipt, answer: &ReceiptAnswer) {
             tracing::info!(%plan_id, %agency_id, stage, "the lot was closed before its receipt")
         }
         ReceiptAnswer::Refused(detail) => {
-            metrics::counter!("keysweep_receipts_refused_total").increment(1);
+            metrics::counter!(RECEIPTS_REFUSED.name).increment(1);
             tracing::error!(%plan_id, %agency_id, stage, detail, "key-service refused a receipt: the lot will not be deleted");
         }
     }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::delivery::{Contact, Outcome, Verdict, judge};
 use crate::domain::text::masked;
+use crate::metrics::EMAIL_ATTEMPTS;
 
 use super::letter::{LetterEntry, LetterError, LetterFacts, LetterWriter};
 use super::ports::{ClaimedDelivery, DeliveryStore, Mail, MailTransport, StageId, StorageError};
@@ -280,5 +281,5 @@ fn note(delivery: &ClaimedDelivery, verdict: &Verdict, done: &mut Delivered) {
             "untried"
         }
     };
-    metrics::counter!("keysweep_email_attempts_total", "outcome" => outcome).increment(1);
+    metrics::counter!(EMAIL_ATTEMPTS.name, "outcome" => outcome).increment(1);
 }

@@ -8,6 +8,7 @@ use futures::{StreamExt, stream};
 use super::ports::{DispatchStore, PeerError, Published, RecipientSource, StageId, StorageError};
 use super::signals::Signals;
 use crate::domain::recipient::RecipientChunk;
+use crate::metrics::NOTIFICATIONS;
 
 /// Stages claimed at once. Small, so that replicas share the work.
 const CLAIM: u64 = 64;
@@ -105,7 +106,7 @@ impl Dispatch {
         };
         match &result {
             Ok(Published::Dispatched { in_app, emails }) => {
-                metrics::counter!("keysweep_notifications_total", "stage" => id.stage.name()).increment(*in_app);
+                metrics::counter!(NOTIFICATIONS.name, "stage" => id.stage.name()).increment(*in_app);
                 tracing::info!(plan_id = %id.plan_id, agency_id = %id.agency_id, stage = id.stage.name(), in_app, emails, "notices dispatched");
             }
             Ok(Published::Undeliverable { reason, news: true }) => {

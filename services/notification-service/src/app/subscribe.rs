@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ports::{ApplyError, PeerError, PlanMessage, PlanSource, ProjectionStore, StorageError};
 use super::signals::Signals;
+use crate::metrics::{SUBSCRIPTION_BREAKS, SUBSCRIPTION_LAG_EVENTS};
 
 /// key-service sends a heartbeat every 15 s; after three missed ones the stream counts as dead.
 const SILENCE: Duration = Duration::from_secs(45);
@@ -267,13 +268,13 @@ impl Subscriber {
                 });
             }
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-            metrics::gauge!("keysweep_subscription_lag_events").set((head - cursor).max(0) as f64);
+            metrics::gauge!(SUBSCRIPTION_LAG_EVENTS.name).set((head - cursor).max(0) as f64);
         }
     }
 
     fn note_break(&self, broken: &Broken) {
         let (text, fault) = (broken.to_string(), broken.fault());
-        metrics::counter!("keysweep_subscription_breaks_total").increment(1);
+        metrics::counter!(SUBSCRIPTION_BREAKS.name).increment(1);
         let known = self.status.get();
         match fault {
             Some(fault) if known.fault == Some(fault) && known.last_error == text => {

@@ -14,6 +14,7 @@ use super::{Store, limits};
 use crate::app::ports::{ClaimedDelivery, StorageError};
 use crate::domain::delivery::{Contact, DeliveryState, Verdict};
 use crate::domain::text::shortened;
+use crate::metrics::EMAIL_LEASES_LOST;
 
 /// A server's last answer is kept up to this length.
 const REPLY_CHARS: usize = 1_000;
@@ -126,7 +127,7 @@ async fn write(
     let written = tx.execute(&update).await?.rows_affected();
     let lost = (verdicts.len() as u64).saturating_sub(written);
     if lost > 0 {
-        metrics::counter!("keysweep_email_leases_lost_total").increment(lost);
+        metrics::counter!(EMAIL_LEASES_LOST.name).increment(lost);
         tracing::warn!(lost, "attempts outlived their leases; their outcomes are not recorded");
     }
     Ok(())

@@ -9,9 +9,14 @@ use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
 
+use crate::telemetry::metrics::SERVER_CALLS;
+
+/// What OpenTelemetry calls a method that is not known.
+const OTHER: &str = "_OTHER";
+
 /// One method.
 pub(super) struct Method {
-    /// `package.Service/Method`; `unknown` for all that is not known, since paths come from outside and as labels would grow
+    /// `package.Service/Method`; [`OTHER`] for all that is not known, since paths come from outside and as labels would grow
     /// without bound.
     pub(super) name: String,
     durations: [OnceLock<Histogram>; CODES],
@@ -36,9 +41,10 @@ impl Method {
         let Some(duration) = self.durations.get(code as usize) else { return };
         let histogram = duration.get_or_init(|| {
             metrics::histogram!(
-                "rpc_server_duration_seconds",
+                SERVER_CALLS.name,
+                "rpc_system_name" => "grpc",
                 "rpc_method" => self.name.clone(),
-                "rpc_grpc_status_code" => format!("{code:?}")
+                "rpc_response_status_code" => code_name(code)
             )
         });
         histogram.record(elapsed.as_secs_f64());
@@ -70,12 +76,35 @@ impl Methods {
                 }
             }
         }
-        Ok(Self { known, unknown: Method::new("unknown".to_owned()) })
+        Ok(Self { known, unknown: Method::new(OTHER.to_owned()) })
     }
 
     /// The method at a path.
     pub(super) fn find(&self, path: &str) -> Arc<Method> {
         self.known.get(path).unwrap_or(&self.unknown).clone()
+    }
+}
+
+/// The code's name as gRPC's specification writes it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
@@ -88,7 +117,7 @@ mod tests {
         let methods = Methods::of(&[tonic_health::pb::FILE_DESCRIPTOR_SET]).expect("descriptors");
         assert_eq!(methods.find("/grpc.health.v1.Health/Check").name, "grpc.health.v1.Health/Check");
         for path in ["/grpc.health.v1.Health/Chuck", "grpc.health.v1.Health/Check", "/", ""] {
-            assert_eq!(methods.find(path).name, "unknown");
+            assert_eq!(methods.find(path).name, OTHER);
         }
         assert!(Methods::of(&[b"\xff"]).is_err());
     }

@@ -53,6 +53,8 @@ pub struct ChangeFollower {
     refusals: Arc<Refusals>,
     /// One reading at a time; the place in the log, none before the first.
     position: tokio::sync::Mutex<Option<i64>>,
+    /// Microseconds of lived time at which the last reading that succeeded began.
+    read_lived: AtomicU64,
     /// Microseconds of lived time, and unix microseconds, until which memory is trusted. Either may be read a moment before
     /// the other: each is right for itself.
     trusted_lived: AtomicU64,
@@ -72,12 +74,14 @@ impl ChangeFollower {
         table: Arc<KeyTable>,
         refusals: Arc<Refusals>,
     ) -> Self {
+        let read_lived = AtomicU64::new(micros(clock.lived()));
         Self {
             log,
             clock,
             table,
             refusals,
             position: tokio::sync::Mutex::new(None),
+            read_lived,
             trusted_lived: AtomicU64::new(0),
             trusted_until: AtomicI64::new(i64::MIN),
         }
@@ -105,9 +109,15 @@ impl ChangeFollower {
             *position = Some(after);
         }
         *position = Some(last);
+        self.read_lived.store(micros(lived), Ordering::SeqCst);
         self.trusted_lived.store(micros(lived + MAX_STALENESS), Ordering::SeqCst);
         self.trusted_until.store(to_micros(at).saturating_add_unsigned(micros(MAX_STALENESS)), Ordering::SeqCst);
         Ok(heard)
+    }
+
+    /// For how long a change elsewhere may have gone unseen.
+    pub fn lag(&self) -> Duration {
+        self.clock.lived().saturating_sub(Duration::from_micros(self.read_lived.load(Ordering::SeqCst)))
     }
 
     /// Makes one's own change known at once; if that fails, nothing in memory is trusted until a reading succeeds.

@@ -31,6 +31,7 @@ use crate::domain::key::{
     ApiKeyState, Hash, Owner, Presented, Scopes, Secret, SecretShape, Selector, StoredKey, VerifyCode,
     decide as decide_code,
 };
+use crate::metrics::{VERIFICATION_LOOKUPS, VERIFICATIONS, VERIFICATIONS_THROTTLED};
 
 pub use changes::{ChangeFollower, ChangeLog, KeyChange, MAX_STALENESS};
 pub use guesses::GuessSettings;
@@ -313,14 +314,13 @@ struct Counters {
 
 impl Counters {
     fn new() -> Self {
-        let looked_up = |from: &'static str| metrics::counter!("keysweep_verification_lookups_total", "from" => from);
+        let looked_up = |from: &'static str| metrics::counter!(VERIFICATION_LOOKUPS.name, "from" => from);
         Self {
-            answers: VerifyCode::ALL
-                .map(|code| metrics::counter!("keysweep_verifications_total", "code" => code.as_str())),
+            answers: VerifyCode::ALL.map(|code| metrics::counter!(VERIFICATIONS.name, "code" => code.as_str())),
             hits: looked_up("keys"),
             refusals: looked_up("refusals"),
             misses: looked_up("database"),
-            throttled: metrics::counter!("keysweep_verifications_throttled_total"),
+            throttled: metrics::counter!(VERIFICATIONS_THROTTLED.name),
         }
     }
 

@@ -108,6 +108,12 @@ impl UsageRecorder {
         (self.table.len(), self.table.waiting())
     }
 
+    /// How far back the instant lies through which all uses are stored.
+    pub async fn lag(&self) -> TimeDelta {
+        let through = self.flushing.lock().await.through.iter().copied().min().map(from_micros);
+        through.map_or_else(TimeDelta::zero, |through| self.clock.now() - through)
+    }
+
     /// Stores every use that was recorded before the call, and says so; answers how many keys' that were.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ mod deletion;
 mod desk;
 pub mod entities;
 mod feed;
+mod figures;
 mod gate;
 mod journal;
 mod lease;
@@ -23,5 +24,7 @@ mod store;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub(super) use figures::{newest_lots_by_state, plans_by_state};
 pub use rescue::rescue;
+pub(super) use sql::without_parallel_workers;
 pub use store::SqlSweepStore;

@@ -31,7 +31,7 @@ pub(super) fn for_update(db: &impl ConnectionTrait) -> &'static str {
 }
 
 /// Keeps PostgreSQL from scanning with all processors: verification runs beside it.
-pub(super) async fn without_parallel_workers(tx: &DatabaseTransaction) -> Result<(), StorageError> {
+pub(in crate::storage) async fn without_parallel_workers(tx: &DatabaseTransaction) -> Result<(), StorageError> {
     if tx.get_database_backend() == DbBackend::Postgres {
         tx.execute_unprepared("SET LOCAL max_parallel_workers_per_gather = 0").await?;
     }

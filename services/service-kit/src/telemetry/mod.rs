@@ -1,12 +1,14 @@
 //! Structured logs and Prometheus metrics.
 
-use std::net::SocketAddr;
+pub mod metrics;
 
 use anyhow::Context;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Faults, Validate};
+
+pub use self::metrics::{Metric, MetricKind, MetricsConfig, serve_metrics};
 
 /// How to log.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,22 +31,6 @@ impl Validate for LogConfig {
     }
 }
 
-/// Where to show metrics.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MetricsConfig {
-    /// Address and port of the HTTP listener. Empty: none.
-    pub listen: String,
-}
-
-impl Validate for MetricsConfig {
-    fn validate(&self, faults: &mut Faults) {
-        if !self.listen.is_empty() && self.listen.parse::<SocketAddr>().is_err() {
-            faults.push("metrics.listen", "must be empty or an address with a port, such as 127.0.0.1:9091");
-        }
-    }
-}
-
 /// Sends the process's logs to standard error. Called once, by `main`.
 ///
 /// # Errors
@@ -57,19 +43,4 @@ pub fn init_logging(config: &LogConfig) -> anyhow::Result<()> {
         _ => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
     };
     done.map_err(|e| anyhow::anyhow!("cannot set up logging: {e}"))
-}
-
-/// Serves the process's metrics over HTTP. Called once, by `main`, in the runtime.
-///
-/// # Errors
-/// When the address cannot be listened on.
-pub fn serve_metrics(config: &MetricsConfig) -> anyhow::Result<()> {
-    if config.listen.is_empty() {
-        return Ok(());
-    }
-    let address: SocketAddr = config.listen.parse().context("metrics.listen")?;
-    metrics_exporter_prometheus::PrometheusBuilder::new()
-        .with_http_listener(address)
-        .install()
-        .with_context(|| format!("cannot show metrics on {address}"))
 }
