@@ -74,6 +74,22 @@ impl Process {
         Self { child, log: log.to_path_buf() }
     }
 
+    /// Whether it has ended by itself.
+    ///
+    /// # Panics
+    /// When the system does not tell.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the system tells").is_some()
+    }
+
+    /// Its number.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// What it has printed so far.
     ///
     /// # Panics
@@ -87,7 +103,7 @@ impl Process {
     /// # Panics
     /// When it does not run, or the system does not tell.
     pub fn resident_bytes(&self) -> u64 {
-        let id = self.child.id().expect("it runs");
+        let id = self.id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("its status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number");

@@ -37,16 +37,21 @@ impl KeyFleet {
         self.folder.path().join("keyring")
     }
 
+    /// The environment of a command on the database of this URL.
+    pub fn settings(&self, database: &str) -> Vec<(&'static str, String)> {
+        vec![
+            ("KEYSWEEP_DATABASE__URL", database.to_owned()),
+            ("KEYSWEEP_KEYRING__PATH", self.keyring().display().to_string()),
+            ("KEYSWEEP_METRICS__LISTEN", String::new()),
+        ]
+    }
+
     /// Starts a replica on the database of this URL and waits until it serves.
     pub async fn start(&self, name: &str, database: &str, settings: &[(&str, &str)]) -> KeyReplica {
         let port = free_port();
         let log = self.folder.path().join(format!("{name}.log"));
-        let mut all = vec![
-            ("KEYSWEEP_SERVER__LISTEN", format!("127.0.0.1:{port}")),
-            ("KEYSWEEP_DATABASE__URL", database.to_owned()),
-            ("KEYSWEEP_KEYRING__PATH", self.keyring().display().to_string()),
-            ("KEYSWEEP_METRICS__LISTEN", String::new()),
-        ];
+        let mut all = self.settings(database);
+        all.push(("KEYSWEEP_SERVER__LISTEN", format!("127.0.0.1:{port}")));
         all.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
         KeyReplica::start(port, &all, &log).await
     }

@@ -11,7 +11,7 @@ use service_kit::config::{Faults, Validate, load_from};
 use service_kit::db::DatabaseConfig;
 use service_kit::keyring::KeyRingConfig;
 use service_kit::server::ServerConfig;
-use service_kit::telemetry::{LogConfig, MetricsConfig};
+use service_kit::telemetry::{LogConfig, MetricsConfig, TracesConfig};
 
 use crate::app::keys::KeySettings;
 use crate::app::verify::{GuessSettings, MemoryBounds};
@@ -55,6 +55,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where it shows metrics.
     pub metrics: MetricsConfig,
+    /// Where its traces go.
+    pub traces: TracesConfig,
 }
 
 /// What is kept of keys.
@@ -187,6 +189,10 @@ impl CommonConfig for Config {
     fn metrics(&self) -> &MetricsConfig {
         &self.metrics
     }
+
+    fn traces(&self) -> &TracesConfig {
+        &self.traces
+    }
 }
 
 impl Validate for Config {
@@ -195,6 +201,7 @@ impl Validate for Config {
         self.database.validate(faults);
         self.log.validate(faults);
         self.metrics.validate(faults);
+        self.traces.validate(faults);
         let given = !self.keyring.keyring.expose_secret().is_empty() || !self.keyring.path.is_empty();
         if !given && self.database.sqlite_path().is_none() {
             faults.push("keyring.path", "must be set, or keyring.keyring, since no SQLite file lies beside it");
@@ -270,6 +277,8 @@ mod tests {
             ("KEYSWEEP_SWEEP__DELETE_BATCH", "0"),
             ("KEYSWEEP_SWEEP__LEASE_MS", "2999"),
             ("KEYSWEEP_SWEEP__EVENT_RETENTION_DAYS", "119"),
+            ("KEYSWEEP_TRACES__OTLP_ENDPOINT", "collector:4317"),
+            ("KEYSWEEP_TRACES__SAMPLE_RATIO", "1.5"),
         ])
         .unwrap_err()
         .to_string();
@@ -286,6 +295,8 @@ mod tests {
             "sweep.delete_batch",
             "sweep.lease_ms",
             "sweep.event_retention_days",
+            "traces.otlp_endpoint",
+            "traces.sample_ratio",
         ] {
             assert!(text.contains(setting), "{setting} is not in: {text}");
         }

@@ -14,6 +14,7 @@
 
 pub mod app;
 pub mod clients;
+pub mod commands;
 mod config;
 pub mod domain;
 #[cfg(any(test, fuzzing))]

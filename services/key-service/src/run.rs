@@ -44,6 +44,7 @@ const REPLICA_PREFIX: &str = "rep_";
 pub struct KeyService;
 
 impl Service for KeyService {
+    const NAME: &'static str = "key-service";
     const DEFAULTS: &'static str = DEFAULTS;
     type Config = Config;
     type Migrator = Migrator;

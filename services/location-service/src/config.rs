@@ -7,7 +7,7 @@ use service_kit::config::{Faults, Validate};
 use service_kit::db::DatabaseConfig;
 use service_kit::keyring::KeyRingConfig;
 use service_kit::server::ServerConfig;
-use service_kit::telemetry::{LogConfig, MetricsConfig};
+use service_kit::telemetry::{LogConfig, MetricsConfig, TracesConfig};
 
 /// The built-in configuration, naming every setting.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -28,6 +28,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where it shows metrics.
     pub metrics: MetricsConfig,
+    /// Where its traces go.
+    pub traces: TracesConfig,
 }
 
 impl Validate for Config {
@@ -37,6 +39,7 @@ impl Validate for Config {
         self.key_service.validate("key_service", faults);
         self.log.validate(faults);
         self.metrics.validate(faults);
+        self.traces.validate(faults);
     }
 }
 
@@ -55,6 +58,10 @@ impl CommonConfig for Config {
 
     fn metrics(&self) -> &MetricsConfig {
         &self.metrics
+    }
+
+    fn traces(&self) -> &TracesConfig {
+        &self.traces
     }
 }
 

@@ -14,6 +14,7 @@
 
 pub mod app;
 pub mod clients;
+pub mod commands;
 pub mod config;
 pub mod domain;
 #[cfg(any(test, fuzzing))]
@@ -68,6 +69,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
 pub struct LocationService;
 
 impl cli::Service for LocationService {
+    const NAME: &'static str = "location-service";
     const DEFAULTS: &'static str = config::DEFAULTS;
     type Config = Config;
     type Migrator = Migrator;

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use location_service::LocationService;
-use service_kit::cli::{self, Command, Options};
+use location_service::commands::{self, Command};
+use service_kit::cli::Options;
 
 /// Agencies, locations and users, and the explicit generation of their API keys
 #[derive(Debug, Parser)]
@@ -18,5 +18,5 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    cli::execute::<LocationService>(arguments.command, &arguments.options)
+    commands::execute(arguments.command, &arguments.options)
 }

@@ -11,7 +11,7 @@ use service_kit::client::ClientConfig;
 use service_kit::config::{Faults, Validate};
 use service_kit::db::DatabaseConfig;
 use service_kit::server::ServerConfig;
-use service_kit::telemetry::{LogConfig, MetricsConfig};
+use service_kit::telemetry::{LogConfig, MetricsConfig, TracesConfig};
 
 use crate::domain::limits::SendLimits;
 use crate::email::{SmtpOptions, Tls};
@@ -31,6 +31,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where it shows metrics.
     pub metrics: MetricsConfig,
+    /// Where its traces go.
+    pub traces: TracesConfig,
     /// Where key-service is.
     pub key_service: ClientConfig,
     /// Where location-service is.
@@ -149,6 +151,10 @@ impl CommonConfig for Config {
     fn metrics(&self) -> &MetricsConfig {
         &self.metrics
     }
+
+    fn traces(&self) -> &TracesConfig {
+        &self.traces
+    }
 }
 
 impl Validate for Config {
@@ -157,6 +163,7 @@ impl Validate for Config {
         self.database.validate(faults);
         self.log.validate(faults);
         self.metrics.validate(faults);
+        self.traces.validate(faults);
         self.key_service.validate("key_service", faults);
         self.location_service.validate("location_service", faults);
         self.mail.validate(faults);

@@ -175,6 +175,7 @@ async fn wake(dispatch: JobHandle, signals: Arc<Signals>, end: CancellationToken
 pub struct NotificationService;
 
 impl cli::Service for NotificationService {
+    const NAME: &'static str = "notification-service";
     const DEFAULTS: &'static str = config::DEFAULTS;
     type Config = Config;
     type Migrator = Migrator;

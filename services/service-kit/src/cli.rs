@@ -22,7 +22,7 @@ use crate::client::ClientConfig;
 use crate::config::Validate;
 use crate::db::DatabaseConfig;
 use crate::server::ServerConfig;
-use crate::telemetry::{self, LogConfig, Metric, MetricsConfig};
+use crate::telemetry::{self, LogConfig, Metric, MetricsConfig, TracesConfig};
 
 /// The sections that every service's configuration has.
 pub trait CommonConfig {
@@ -34,10 +34,14 @@ pub trait CommonConfig {
     fn log(&self) -> &LogConfig;
     /// Where it shows metrics.
     fn metrics(&self) -> &MetricsConfig;
+    /// Where its traces go.
+    fn traces(&self) -> &TracesConfig;
 }
 
 /// A service that the commands can run.
 pub trait Service {
+    /// Its name, as in traces.
+    const NAME: &'static str;
     /// The built-in configuration, naming every setting.
     const DEFAULTS: &'static str;
     /// Its configuration.
@@ -133,13 +137,15 @@ fn try_execute<S: Service>(command: Command, file: Option<&Path>) -> anyhow::Res
 }
 
 async fn serve<S: Service>(config: S::Config) -> anyhow::Result<()> {
-    telemetry::init_logging(config.log())?;
+    telemetry::init(config.log(), config.traces(), S::NAME)?;
     telemetry::serve_metrics(config.metrics(), S::METRICS)?;
     let listen = config.server().listen;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
-    S::run(config, Deps::system(), listener, shutdown).await
+    let served = S::run(config, Deps::system(), listener, shutdown).await;
+    telemetry::flush().await;
+    served
 }
 
 /// Cancels `shutdown` at the first SIGTERM or Ctrl-C.

@@ -10,6 +10,9 @@ use tonic::transport::{Channel, Endpoint};
 use crate::actor;
 use crate::config::Faults;
 use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY};
+use crate::telemetry::traces;
+
+pub use traces::calling;
 
 /// Where another service is.
 #[derive(Clone, Debug, Deserialize)]
@@ -66,6 +69,13 @@ pub fn channel(config: &ClientConfig) -> Result<Channel, tonic::transport::Error
     Ok(endpoint(config)?.connect_lazy())
 }
 
+/// A request of this service on its own behalf names the span that it is made in.
+pub fn pass_trace_on<T>(request: &mut tonic::Request<T>) {
+    if let Some(value) = traces::traceparent(None).and_then(|value| MetadataValue::try_from(value).ok()) {
+        request.metadata_mut().insert(TRACEPARENT_KEY, value);
+    }
+}
+
 /// What a deadline is shortened by as it is passed on, so that the callee gives up first and its answer is still heard.
 const SHORTENED_BY: Duration = Duration::from_millis(20);
 
@@ -78,9 +88,9 @@ pub fn with_context<T>(message: T, context: &RequestContext, timeout: Duration) 
     request.set_timeout(left.max(Duration::from_millis(1)));
     let actor = context.actor.as_ref().map(ToString::to_string);
     let pairs = [
-        (REQUEST_ID_KEY, Some(context.request_id.as_str()).filter(|id| !id.is_empty())),
-        (TRACEPARENT_KEY, context.traceparent.as_deref()),
-        (actor::METADATA_KEY, actor.as_deref()),
+        (REQUEST_ID_KEY, Some(context.request_id.clone()).filter(|id| !id.is_empty())),
+        (TRACEPARENT_KEY, traces::traceparent(context.traceparent.as_deref())),
+        (actor::METADATA_KEY, actor),
     ];
     for (key, value) in pairs {
         // All three were checked when they came in: visible ASCII.

@@ -22,6 +22,8 @@ pub struct RequestContext {
     pub actor: Option<Actor>,
     /// When the caller, or this server, gives the call up.
     pub deadline: Option<Instant>,
+    /// The service that calls, as its certificate names it; `None`: it showed none.
+    pub caller: Option<String>,
     /// Where the call came from.
     pub peer: Option<SocketAddr>,
 }

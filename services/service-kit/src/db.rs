@@ -103,6 +103,17 @@ pub async fn connect(config: &DatabaseConfig) -> anyhow::Result<DatabaseConnecti
     Database::connect(options).await.with_context(|| format!("cannot connect to the PostgreSQL database {place}"))
 }
 
+/// As [`connect`], for commands that work on what is there: a SQLite file is not made.
+///
+/// # Errors
+/// As [`connect`], and when there is no such file.
+pub async fn connect_existing(config: &DatabaseConfig) -> anyhow::Result<DatabaseConnection> {
+    if let Some(path) = config.sqlite_path() {
+        anyhow::ensure!(path.exists(), "there is no SQLite database {}", path.display());
+    }
+    connect(config).await
+}
+
 /// Any number does, as long as every service and replica takes the same one: each has its own database.
 const MIGRATION_LOCK: i64 = 0x6b65_7973;
 

@@ -82,8 +82,9 @@ impl Audit {
         Ok(Some((events, next)))
     }
 
-    /// Recomputes the chain from its first event to the end it had when the proof began.
-    pub async fn verify(&self) -> Result<Proof, StorageError> {
+    /// Recomputes the chain from its first event to the end it had when the proof began. `noted` is an end that it had earlier:
+    /// whoever can write to the database can cut the chain's tail or begin another, but not one that contains this.
+    pub async fn verify(&self, noted: Option<ChainHead>) -> Result<Proof, StorageError> {
         let head = self.store.head().await?;
         let mut at = ChainHead::EMPTY;
         while at.sequence < head.sequence {
@@ -92,7 +93,8 @@ impl Audit {
                 break;
             }
             for event in events.iter().take_while(|event| event.sequence <= head.sequence) {
-                if !at.follow(event) {
+                let other = noted.is_some_and(|noted| noted.sequence == event.sequence && noted.hash != event.hash);
+                if other || !at.follow(event) {
                     return Ok(Proof { first_broken: Some(at.sequence + 1), checked: at.sequence, head });
                 }
             }
@@ -101,7 +103,8 @@ impl Audit {
             }
         }
         // A cut tail leaves a chain that follows and does not end where it should.
-        let first_broken = (at != head).then_some(at.sequence + 1);
+        let cut = noted.is_some_and(|noted| noted.sequence > at.sequence);
+        let first_broken = (at != head || cut).then_some(at.sequence + 1);
         Ok(Proof { first_broken, checked: at.sequence, head })
     }
 }

@@ -3,6 +3,7 @@
 use service_kit::actor::Actor;
 
 use super::KeyError;
+use crate::domain::audit::Origin;
 
 /// Who may where a person or a service may.
 pub(crate) const PERSON_OR_SERVICE: &str = "user/<id> or service/<name>";
@@ -14,6 +15,8 @@ pub struct Caller {
     pub actor: Option<Actor>,
     /// The `x-request-id` of the call.
     pub call_id: String,
+    /// Where the call came from.
+    pub origin: Origin,
 }
 
 impl Caller {
@@ -46,7 +49,7 @@ mod tests {
 
     #[test]
     fn only_a_person_is_a_person() {
-        let caller = |actor: &str| Caller { actor: actor.parse().ok(), call_id: String::new() };
+        let caller = |actor: &str| Caller { actor: actor.parse().ok(), ..Caller::default() };
         assert!(caller("user/usr_1").person().is_ok());
         assert!(matches!(caller("").person(), Err(KeyError::ActorRequired)));
         for actor in ["api-key/key_1", "service/location-service"] {

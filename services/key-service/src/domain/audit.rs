@@ -1,7 +1,12 @@
 //! Audit events and the hash chain that makes a change or a gap among them visible.
 
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use service_kit::actor::Actor;
 use service_kit::time::to_micros;
 use sha2::{Digest, Sha256};
@@ -20,6 +25,27 @@ pub const CHANGES_OF_VERIFICATION: [&str; 6] =
 
 /// A key was imported, whose secret may have been presented before.
 pub const KEY_IMPORTED: &str = "key.imported";
+
+/// Where something was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The service that called, as its certificate names it; `None`: it showed none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
+    /// The address that the call came from; `None`: it came from no call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<SocketAddr>,
+}
+
+impl Origin {
+    fn is_unknown(&self) -> bool {
+        self.caller.is_none() && self.peer.is_none()
+    }
+}
+
+/// The member of an event's detail that tells its origin: there it is hashed like all else, and versions that know no origin read
+/// and prove such events all the same.
+const ORIGIN: &str = "origin";
 
 /// Something that was done, not yet placed in the chain.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,8 +66,20 @@ pub struct NewAuditEvent {
     pub reason: String,
     /// The `x-request-id` of the call; empty: it came from no call.
     pub request_id: String,
+    /// Where it was asked for.
+    pub origin: Origin,
     /// Facts of the action, as a JSON object without secrets.
     pub detail: Value,
+}
+
+impl NewAuditEvent {
+    /// The detail as it is stored: with the origin, if there is one.
+    fn stored_detail(&mut self) -> String {
+        if let (false, Value::Object(facts)) = (self.origin.is_unknown(), &mut self.detail) {
+            facts.insert(ORIGIN.to_owned(), json!(self.origin));
+        }
+        self.detail.to_string()
+    }
 }
 
 /// An event in its place in the chain, as stored.
@@ -71,6 +109,15 @@ pub struct AuditEvent {
     pub hash: [u8; 32],
 }
 
+impl AuditEvent {
+    /// Where it was asked for, as far as it was noted.
+    pub fn origin(&self) -> Origin {
+        let detail: Option<Value> = serde_json::from_str(&self.detail).ok();
+        let origin = detail.and_then(|mut detail| serde_json::from_value(detail.get_mut(ORIGIN)?.take()).ok());
+        origin.unwrap_or_default()
+    }
+}
+
 /// The end of the chain: what the next event follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChainHead {
@@ -85,7 +132,8 @@ impl ChainHead {
     pub const EMPTY: Self = Self { sequence: 0, hash: GENESIS_HASH };
 
     /// Places `event` behind this head and moves the head to it.
-    pub fn append(&mut self, event: NewAuditEvent) -> AuditEvent {
+    pub fn append(&mut self, mut event: NewAuditEvent) -> AuditEvent {
+        let detail = event.stored_detail();
         let mut placed = AuditEvent {
             sequence: self.sequence + 1,
             occurred_at: event.occurred_at,
@@ -96,7 +144,7 @@ impl ChainHead {
             plan_id: event.plan_id.unwrap_or_default(),
             reason: event.reason,
             request_id: event.request_id,
-            detail: event.detail.to_string(),
+            detail,
             hash: GENESIS_HASH,
         };
         placed.hash = chain_hash(&self.hash, &placed);
@@ -113,6 +161,28 @@ impl ChainHead {
         follows
     }
 }
+
+impl fmt::Display for ChainHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.sequence, hex::encode(self.hash))
+    }
+}
+
+impl FromStr for ChainHead {
+    type Err = MalformedHead;
+
+    fn from_str(text: &str) -> Result<Self, MalformedHead> {
+        let (sequence, hash) = text.split_once(':').ok_or(MalformedHead)?;
+        let mut head = Self { sequence: sequence.parse().map_err(|_| MalformedHead)?, hash: GENESIS_HASH };
+        hex::decode_to_slice(hash, &mut head.hash).map_err(|_| MalformedHead)?;
+        Ok(head)
+    }
+}
+
+/// A text that names no end of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be the number of an event, a colon, and its hash in hexadecimal")]
+pub struct MalformedHead;
 
 /// The hash of `event` behind an event with hash `previous`: every field with its length before it, so that no two
 /// different events have the same encoding.
@@ -142,7 +212,6 @@ fn chain_hash(previous: &[u8; 32], event: &AuditEvent) -> [u8; 32] {
 mod tests {
     use chrono::TimeDelta;
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 
@@ -156,6 +225,7 @@ mod tests {
             plan_id: None,
             reason: reason.into(),
             request_id: String::new(),
+            origin: Origin::default(),
             detail: json!({"scopes": ["a", "b"]}),
         }
     }
@@ -180,6 +250,34 @@ mod tests {
         let mut one = ChainHead::EMPTY;
         let mut other = ChainHead::EMPTY;
         assert_ne!(one.append(event("key_1", "23")).hash, other.append(event("key_12", "3")).hash);
+    }
+
+    #[test]
+    fn an_origin_is_part_of_what_is_hashed() {
+        let origin = Origin { caller: Some("spiffe://a/gateway".into()), peer: "192.0.2.1:4000".parse().ok() };
+        let mut head = ChainHead::EMPTY;
+        let known = head.append(NewAuditEvent { origin: origin.clone(), ..event("key_1", "because") });
+        assert_eq!(known.origin(), origin);
+        assert_eq!(
+            known.detail,
+            r#"{"origin":{"caller":"spiffe://a/gateway","peer":"192.0.2.1:4000"},"scopes":["a","b"]}"#
+        );
+        let mut other = ChainHead::EMPTY;
+        let unknown = other.append(event("key_1", "because"));
+        assert_eq!((unknown.origin(), unknown.detail.as_str()), (Origin::default(), r#"{"scopes":["a","b"]}"#));
+        let elsewhere = AuditEvent { detail: known.detail.replace("192.0.2.1", "192.0.2.2"), ..known };
+        let mut again = ChainHead::EMPTY;
+        assert!(!again.follow(&elsewhere));
+    }
+
+    #[test]
+    fn an_end_that_was_noted_is_read_back() {
+        let mut head = ChainHead::EMPTY;
+        head.append(event("key_1", ""));
+        assert_eq!(head.to_string().parse(), Ok(head));
+        for text in ["", "1", "1:", "x:00", "1:00"] {
+            assert_eq!(text.parse::<ChainHead>(), Err(MalformedHead), "{text}");
+        }
     }
 
     #[test]

@@ -151,7 +151,10 @@ pub(super) fn refused_to_proto(refused: RefusedRow) -> proto::RefusedRow {
 }
 
 pub(super) fn event_to_proto(event: AuditEvent) -> proto::AuditEvent {
+    let origin = event.origin();
     proto::AuditEvent {
+        caller: origin.caller.unwrap_or_default(),
+        peer_address: origin.peer.map(|peer| peer.to_string()).unwrap_or_default(),
         sequence: event.sequence,
         event_time: Some(to_proto(event.occurred_at)),
         actor: event.actor,

@@ -17,6 +17,7 @@ use crate::app::Caller;
 use crate::app::audit::Audit;
 use crate::app::keys::{Issued, Keys};
 use crate::app::verify::Verifier;
+use crate::domain::audit::Origin;
 
 /// The service over the use cases of keys and of the audit.
 #[derive(Debug)]
@@ -38,8 +39,8 @@ impl KeyApi {
 }
 
 fn caller<T>(request: &Request<T>) -> Caller {
-    let RequestContext { actor, request_id, .. } = context::of(request);
-    Caller { actor, call_id: request_id }
+    let RequestContext { actor, request_id, caller, peer, .. } = context::of(request);
+    Caller { actor, call_id: request_id, origin: Origin { caller, peer } }
 }
 
 pub(super) fn invalid(faults: Violations) -> Status {
@@ -185,7 +186,7 @@ impl KeyService for KeyApi {
         &self,
         _: Request<proto::VerifyAuditChainRequest>,
     ) -> Result<Response<proto::VerifyAuditChainResponse>, Status> {
-        let proof = self.audit.verify().await.map_err(|error| storage_status(&error))?;
+        let proof = self.audit.verify(None).await.map_err(|error| storage_status(&error))?;
         Ok(Response::new(proto::VerifyAuditChainResponse {
             intact: proof.first_broken.is_none(),
             checked_count: proof.checked,

@@ -14,6 +14,7 @@ mod keys;
 mod migrator;
 mod requests;
 mod rows;
+pub mod sealed;
 pub mod sweep;
 mod upkeep;
 mod usage;

@@ -8,8 +8,6 @@ use service_kit::keyring::Sealed;
 use super::StorageError;
 use crate::app::keys::{Change, Recall, Record, Repeated, Request};
 
-const VERSION_BYTES: usize = 4;
-
 fn request_key(request: &Request) -> RequestKey {
     let parts: Vec<&[u8]> = request.contents.iter().map(Vec::as_slice).collect();
     RequestKey {
@@ -30,7 +28,7 @@ pub(super) async fn recall(
         idempotency::Recall::New => Ok(Recall::New),
         idempotency::Recall::Reused => Ok(Recall::Reused),
         idempotency::Recall::Replay { resource_id, payload } => {
-            let sealed = payload.map(|payload| unpack(&payload)).transpose()?;
+            let sealed = payload.map(|payload| sealed(&payload)).transpose()?;
             Ok(Recall::Repeated(Repeated { key_id: resource_id, sealed }))
         }
     }
@@ -50,19 +48,12 @@ pub(super) async fn answered(tx: &DatabaseTransaction, record: &Record) -> Resul
 /// made again.
 pub(super) async fn remember(tx: &DatabaseTransaction, record: &Record) -> Result<(), StorageError> {
     if let Some((request, repeated)) = &record.request {
-        let payload = repeated.sealed.as_ref().map(pack);
+        let payload = repeated.sealed.as_ref().map(Sealed::to_bytes);
         idempotency::record(tx, &request_key(request), &repeated.key_id, payload, record.now).await?;
     }
     Ok(())
 }
 
-fn pack(sealed: &Sealed) -> Vec<u8> {
-    [sealed.master_version.to_be_bytes().as_slice(), &sealed.bytes].concat()
-}
-
-fn unpack(payload: &[u8]) -> Result<Sealed, StorageError> {
-    let (version, bytes) = payload
-        .split_first_chunk::<VERSION_BYTES>()
-        .ok_or_else(|| StorageError::Internal("requests.payload is no sealed secret".to_owned()))?;
-    Ok(Sealed { master_version: u32::from_be_bytes(*version), bytes: bytes.to_vec() })
+fn sealed(payload: &[u8]) -> Result<Sealed, StorageError> {
+    Sealed::from_bytes(payload).ok_or_else(|| StorageError::Internal("requests.payload is no sealed secret".to_owned()))
 }

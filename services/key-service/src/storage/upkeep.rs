@@ -14,7 +14,7 @@ use super::entities::api_keys::{Column, Entity};
 use super::keys::{SqlStore, end};
 use super::{StorageError, audit};
 use crate::app::upkeep::UpkeepStore;
-use crate::domain::audit::NewAuditEvent;
+use crate::domain::audit::{NewAuditEvent, Origin};
 use crate::domain::key::ApiKeyState;
 
 #[async_trait]
@@ -45,6 +45,7 @@ impl UpkeepStore for SqlStore {
             plan_id: None,
             reason: String::new(),
             request_id: String::new(),
+            origin: Origin::default(),
             detail: json!({ "successor_key_id": row.successor_id }),
         });
         audit::append(&tx, events.collect()).await?;

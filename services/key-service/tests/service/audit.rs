@@ -5,18 +5,18 @@ use service_kit::page::Page;
 use crate::support::{World, admin, start};
 
 async fn first_broken(world: &World) -> Option<i64> {
-    world.audit.verify().await.unwrap().first_broken
+    world.audit.verify(None).await.unwrap().first_broken
 }
 
 both_databases! {
     async fn what_was_done_is_listed_in_order_and_proven(db: TestDatabase) {
         let world = World::new(&db).await;
-        let empty = world.audit.verify().await.unwrap();
+        let empty = world.audit.verify(None).await.unwrap();
         assert_eq!((empty.first_broken, empty.checked), (None, 0));
         let (a, b, c, d) = tokio::join!(world.generate(""), world.generate(""), world.generate(""), world.generate(""));
         world.keys.reveal(&admin(), &a.key.key_id).await.unwrap();
         drop((b, c, d));
-        let proof = world.audit.verify().await.unwrap();
+        let proof = world.audit.verify(None).await.unwrap();
         assert_eq!((proof.first_broken, proof.checked, proof.head.sequence), (None, 5, 5));
 
         let (mut sequences, mut cursor) = (Vec::new(), None);

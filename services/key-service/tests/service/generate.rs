@@ -28,7 +28,7 @@ both_databases! {
             assert!(secrets.iter().all(|secret| *secret == secrets[0]));
             assert_eq!(world.count("api_keys").await, round + 1);
         }
-        assert!(world.audit.verify().await.unwrap().first_broken.is_none());
+        assert!(world.audit.verify(None).await.unwrap().first_broken.is_none());
     }
 
     async fn calls_of_several_replicas_at_once_are_one_key(db: TestDatabase) {

@@ -112,7 +112,7 @@ both_databases! {
         let (a, b) = tokio::join!(import(&one, chunk()), import(&other, chunk()));
         assert_eq!((a.imported + b.imported, a.unchanged + b.unchanged, a.refused + b.refused), (200, 200, 0));
         assert_eq!(one.count("api_keys").await, 200);
-        assert!(one.audit.verify().await.unwrap().first_broken.is_none());
+        assert!(one.audit.verify(None).await.unwrap().first_broken.is_none());
     }
 
     async fn a_full_chunk_fits_and_a_larger_one_is_refused_whole(db: TestDatabase) {

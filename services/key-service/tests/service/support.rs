@@ -16,7 +16,7 @@ use key_service::app::keys::{
 use key_service::app::sweep::EventSignal;
 use key_service::app::upkeep::Upkeep;
 use key_service::app::verify::{GuessSettings, MemoryBounds, UsageRecorder, Verifier, VerifierParts};
-use key_service::domain::audit::{AuditEvent, NewAuditEvent};
+use key_service::domain::audit::{AuditEvent, NewAuditEvent, Origin};
 use key_service::domain::key::{
     ApiKey, KeySpec, Networks, Owner, Presented, RawCredential, RawImportRow, RawOwner, RawTime, Scopes, Secret,
     Selector, StoredKey, VerifyCode,
@@ -173,7 +173,11 @@ impl World {
 }
 
 pub(crate) fn caller(actor: &str) -> Caller {
-    Caller { actor: actor.parse().ok(), call_id: "call-1".into() }
+    Caller {
+        actor: actor.parse().ok(),
+        call_id: "call-1".into(),
+        origin: Origin { caller: None, peer: "192.0.2.7:4711".parse().ok() },
+    }
 }
 
 pub(crate) fn admin() -> Caller {

@@ -124,7 +124,7 @@ both_databases! {
         assert_eq!(world.count("sweep_events").await, 3);
         assert_eq!(world.keys.get(&used.key.key_id).await.unwrap().pending_deletion, None);
         assert!(world.actions(&used.key.key_id).await.contains(&"key.rescued".to_owned()));
-        assert!(world.audit.verify().await.unwrap().first_broken.is_none());
+        assert!(world.audit.verify(None).await.unwrap().first_broken.is_none());
     }
 }
 

@@ -57,14 +57,17 @@ impl KeyGenerator for KeyServiceClient {
             traceparent: call.traceparent.clone(),
             actor: Some(order.actor.clone()),
             deadline: call.deadline,
+            caller: None,
             peer: None,
         };
         let budget = self.budget(call);
         let end = Instant::now() + budget;
         let attempt = || async {
             let left = end.saturating_duration_since(Instant::now());
-            let request = client::with_context(request_of(order), &context, left);
-            self.client.clone().generate_api_key(request).await
+            let mut key_service = self.client.clone();
+            let request = || client::with_context(request_of(order), &context, left);
+            let call = || async move { key_service.generate_api_key(request()).await };
+            client::calling("keysweep.key.v1.KeyService/GenerateApiKey", call).await
         };
         // The order names its request, so an attempt whose answer was lost is repeated without a second key.
         let attempts = attempt

@@ -14,13 +14,30 @@ use sea_orm::{
     ActiveValue::Set, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
 };
 use service_kit::db;
+use service_kit::entropy::Entropy;
 use service_kit::idempotency::{self, Recall, RequestKey};
-use service_kit::keyring::KeyRing;
+use service_kit::keyring::{
+    KeyRing, KeyRingFault, SealedColumn, VersionIn, needs_master, parse_name, rotate_master_key,
+};
 use service_kit::time::to_micros;
 
 use crate::app::ports::{AuditEvent, MutationKey, StoreError, Written};
+use crate::domain::resources::seal_binding;
 
 pub use migrator::Migrator;
+
+/// Where sealed secrets lie: the keys of locations of agencies that opted out.
+const SEALED: [SealedColumn; 1] = [SealedColumn {
+    table: "locations",
+    key: &["id"],
+    sealed: "sealed_key",
+    version: VersionIn::Column("master_version"),
+    bound_to: &["agency_id", "id"],
+    binding: |bound_to| match bound_to {
+        [agency_id, id] => seal_binding(agency_id, id),
+        _ => Vec::new(),
+    },
+}];
 
 /// The ports on one database.
 #[derive(Clone, Debug)]
@@ -42,33 +59,37 @@ impl DatabaseStore {
         Ok(entities::keyring_check::Entity::find().count(&self.db).await? == 0)
     }
 
-    /// Compares the ring with the one that the database was filled with, and remembers new secrets.
+    /// Compares the ring with the one that the database was filled with, and remembers new secrets. That the ring lacks a secret
+    /// which nothing needs any more is let pass.
     ///
     /// # Errors
-    /// When a secret of the same name differs or one is missing, and when the database does not answer.
+    /// When a secret of the same name differs or one that is needed is missing, and when the database does not answer.
     pub async fn check_keyring(&self, ring: &KeyRing) -> anyhow::Result<()> {
         use entities::keyring_check::{ActiveModel, Entity};
-        let tx = db::begin_write(&self.db).await?;
-        let secrets = ring.fingerprints();
-        for row in Entity::find().all(&tx).await? {
-            let own = secrets.iter().find(|(label, _)| *label == row.label);
-            anyhow::ensure!(
-                own.is_some(),
-                "the keyring lacks the secret \"{}\" that this database was filled with",
-                row.label
-            );
-            let same = own.is_some_and(|(_, fingerprint)| fingerprint.as_slice() == row.fingerprint);
-            anyhow::ensure!(
-                same,
-                "the keyring's secret \"{}\" is not the one that this database was filled with",
-                row.label
-            );
+        let stored = Entity::find().all(&self.db).await?;
+        let known = ring.recognise(stored.into_iter().map(|row| (row.label, row.fingerprint)))?;
+        for name in known.absent {
+            // Nothing is hashed here: no pepper is ever needed.
+            if let Some(("master", version)) = parse_name(&name)
+                && needs_master(&self.db, &SEALED, version).await?
+            {
+                return Err(KeyRingFault::Missing(name).into());
+            }
+            tracing::warn!(secret = name, "the key ring lacks a secret of this database, which nothing needs any more");
         }
-        for (label, fingerprint) in secrets {
+        for (label, fingerprint) in known.fresh {
             let row = ActiveModel { label: Set(label), fingerprint: Set(fingerprint.to_vec()) };
-            Entity::insert(row).on_conflict_do_nothing().exec_without_returning(&tx).await?;
+            Entity::insert(row).on_conflict_do_nothing().exec_without_returning(&self.db).await?;
         }
-        Ok(tx.commit().await?)
+        Ok(())
+    }
+
+    /// Seals the key of every location anew under the ring's current master key, says how it goes, and answers how many.
+    ///
+    /// # Errors
+    /// When the database does not answer, and at the end when some do not open.
+    pub async fn rotate_master_key(&self, ring: &KeyRing, entropy: &dyn Entropy) -> anyhow::Result<u64> {
+        rotate_master_key(&self.db, ring, &SEALED, entropy).await
     }
 
     async fn begin(&self) -> Result<DatabaseTransaction, StoreError> {

@@ -10,6 +10,7 @@ pub use plans::Plans;
 
 use keysweep_proto::error::v1::ErrorReason;
 use service_kit::actor::{Actor, METADATA_KEY};
+use service_kit::client::pass_trace_on;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -26,6 +27,7 @@ fn request<T>(message: T) -> tonic::Request<T> {
     if let Ok(value) = MetadataValue::try_from(actor) {
         request.metadata_mut().insert(METADATA_KEY, value);
     }
+    pass_trace_on(&mut request);
     request
 }
 

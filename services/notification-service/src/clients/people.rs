@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use keysweep_proto::location::v2::ListNoticeRecipientsRequest;
 use keysweep_proto::location::v2::user_service_client::UserServiceClient;
+use service_kit::client::calling;
 use tonic::transport::Channel;
 
 use super::{convert, request};
@@ -33,16 +34,15 @@ impl People {
 impl RecipientSource for People {
     async fn recipients(&self, agency: &AgencyId, locations: Vec<LocationId>) -> Result<RecipientStream, PeerError> {
         let silent = || PeerError::Unavailable("no answer in time".to_owned());
-        let asked = request(ListNoticeRecipientsRequest {
+        let asked = ListNoticeRecipientsRequest {
             agency_id: agency.as_str().to_owned(),
             location_ids: locations.into_iter().map(String::from).collect(),
-        });
+        };
         let timeout = self.timeout;
         let mut client = self.client.clone();
-        let answer = tokio::time::timeout(timeout, client.list_notice_recipients(asked))
-            .await
-            .map_err(|_| silent())??
-            .into_inner();
+        let method = "keysweep.location.v2.UserService/ListNoticeRecipients";
+        let call = calling(method, || async move { client.list_notice_recipients(request(asked)).await });
+        let answer = tokio::time::timeout(timeout, call).await.map_err(|_| silent())??.into_inner();
         let parts = stream::unfold(Some(answer), move |answer| async move {
             let mut answer = answer?;
             match tokio::time::timeout(timeout, answer.message()).await {

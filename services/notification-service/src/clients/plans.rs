@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use keysweep_proto::key::v1::sweep_service_client::SweepServiceClient;
 use keysweep_proto::key::v1::{AcknowledgeNoticesRequest, SubscribeSweepPlansRequest};
+use service_kit::client::calling;
 use tonic::transport::Channel;
 
 use super::{NAME, convert, request};
@@ -31,13 +32,16 @@ impl Plans {
 #[async_trait]
 impl PlanSource for Plans {
     async fn subscribe(&self, after: i64) -> Result<PlanStream, PeerError> {
-        let asked = request(SubscribeSweepPlansRequest {
+        let asked = SubscribeSweepPlansRequest {
             subscriber: NAME.to_owned(),
             after_sequence: after,
             // The service compares the event at its cursor itself, which also tells a restored copy.
             history_id: String::new(),
-        });
-        let stream = self.client.clone().subscribe_sweep_plans(asked).await?.into_inner();
+        };
+        let mut client = self.client.clone();
+        let method = "keysweep.key.v1.SweepService/SubscribeSweepPlans";
+        let call = calling(method, || async move { client.subscribe_sweep_plans(request(asked)).await });
+        let stream = call.await?.into_inner();
         Ok(stream.map(|message| message.map_err(PeerError::from).and_then(convert::message)).boxed())
     }
 }
@@ -45,10 +49,14 @@ impl PlanSource for Plans {
 #[async_trait]
 impl ReceiptSink for Plans {
     async fn acknowledge(&self, receipts: &[OwedReceipt]) -> Result<(Vec<ReceiptAnswer>, i64), PeerError> {
-        let mut asked = request(AcknowledgeNoticesRequest { notices: receipts.iter().map(convert::notice).collect() });
-        asked.set_timeout(self.timeout);
-        let mut client = self.client.clone();
-        let called = tokio::time::timeout(self.timeout, client.acknowledge_notices(asked)).await;
+        let notices = receipts.iter().map(convert::notice).collect();
+        let (mut client, timeout) = (self.client.clone(), self.timeout);
+        let call = calling("keysweep.key.v1.SweepService/AcknowledgeNotices", || async move {
+            let mut asked = request(AcknowledgeNoticesRequest { notices });
+            asked.set_timeout(timeout);
+            client.acknowledge_notices(asked).await
+        });
+        let called = tokio::time::timeout(timeout, call).await;
         let answer = called.map_err(|_| PeerError::Unavailable("no answer in time".to_owned()))??.into_inner();
         let results = answer.results.into_iter().map(convert::answer).collect::<Result<_, _>>()?;
         Ok((results, answer.head_sequence))

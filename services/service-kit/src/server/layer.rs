@@ -13,7 +13,7 @@ use tonic::body::Body;
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::methods::{Method, Methods};
 use crate::actor::{self, Actor};
@@ -21,6 +21,7 @@ use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY, is_tracepa
 use crate::entropy::OsEntropy;
 use crate::ids::CallIds;
 use crate::status::{deadline_exceeded, invalid_fields, too_large, undecodable};
+use crate::telemetry::traces;
 use crate::violations::Violations;
 
 /// Our own deadline ends a call just before tonic's does, which would call it CANCELLED.
@@ -70,7 +71,7 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let started = Instant::now();
-        let end = End {
+        let mut end = End {
             started,
             method: self.rules.methods.find(request.uri().path()),
             request_id: header(request.headers(), REQUEST_ID_KEY)
@@ -79,7 +80,9 @@ where
             traceparent: header(request.headers(), TRACEPARENT_KEY)
                 .filter(|value| is_traceparent(value))
                 .map(str::to_owned),
+            span: None,
         };
+        end.span = traces::enabled().then(|| end.span());
         let actor = match actor_header(request.headers()) {
             Ok(actor) => actor,
             Err(status) => return Box::pin(std::future::ready(Ok(end.of(status.into_http())))),
@@ -89,18 +92,22 @@ where
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         request.extensions_mut().insert(RequestContext {
             request_id: end.request_id.clone(),
-            traceparent: end.traceparent.clone(),
+            traceparent: end.span.as_ref().and_then(traces::of_span).or_else(|| end.traceparent.clone()),
             actor,
             deadline: limit.and_then(|limit| started.checked_add(limit)),
+            caller: None,
             peer,
         });
         let answer = self.inner.call(request);
         Box::pin(async move {
             let mut answer = std::pin::pin!(answer);
-            // What is answered at the first look needs neither a span nor a timer: making both costs more than many an answer.
-            let response = match futures::poll!(&mut answer) {
-                Poll::Ready(response) => response,
-                Poll::Pending => bounded(answer, limit).instrument(end.span()).await,
+            let response = match &end.span {
+                Some(span) => bounded(answer, limit).instrument(span.clone()).await,
+                // What is answered at the first look needs neither a span nor a timer: making both costs more than many an answer.
+                None => match futures::poll!(&mut answer) {
+                    Poll::Ready(response) => response,
+                    Poll::Pending => bounded(answer, limit).instrument(end.span()).await,
+                },
             };
             response.map(|response| end.of(response))
         })
@@ -127,13 +134,13 @@ struct End {
     method: Arc<Method>,
     request_id: String,
     traceparent: Option<String>,
+    /// Made at once where calls are traced, else only for those that take a while.
+    span: Option<Span>,
 }
 
 impl End {
-    /// At the level of errors, so that an error's line carries the call's id whatever else is logged.
-    fn span(&self) -> tracing::Span {
-        let Self { method, request_id, traceparent, .. } = self;
-        tracing::error_span!("grpc", path = method.name, request_id, traceparent)
+    fn span(&self) -> Span {
+        traces::serving(&self.method.name, &self.request_id, self.traceparent.as_deref())
     }
 
     fn of(&self, response: Response<Body>) -> Response<Body> {
@@ -150,13 +157,18 @@ impl End {
             .map_or(Code::Ok, Code::from_i32);
         let elapsed = self.started.elapsed();
         self.method.ended(code, elapsed);
-        let (path, request_id, traceparent) = (&self.method.name, &self.request_id, &self.traceparent);
+        if let Some(span) = &self.span {
+            traces::ended(span, code);
+        }
+        let (path, request_id) = (&self.method.name, &self.request_id);
+        let own = self.span.as_ref().and_then(traces::of_span);
+        let trace_id = own.as_deref().or(self.traceparent.as_deref()).and_then(traces::trace_id);
         let millis = elapsed.as_micros() as f64 / 1_000.0;
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => {
-                tracing::error!(path, request_id, traceparent, ?code, millis, "call failed")
+                tracing::error!(path, request_id, trace_id, ?code, millis, "call failed")
             }
-            _ => tracing::debug!(path, request_id, traceparent, ?code, millis, "call ended"),
+            _ => tracing::debug!(path, request_id, trace_id, ?code, millis, "call ended"),
         }
         response
     }

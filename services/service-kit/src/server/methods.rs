@@ -9,6 +9,7 @@ use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
 
+use crate::status::code_name;
 use crate::telemetry::metrics::SERVER_CALLS;
 
 /// What OpenTelemetry calls a method that is not known.
@@ -82,29 +83,6 @@ impl Methods {
     /// The method at a path.
     pub(super) fn find(&self, path: &str) -> Arc<Method> {
         self.known.get(path).unwrap_or(&self.unknown).clone()
-    }
-}
-
-/// The code's name as gRPC's specification writes it.
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

@@ -140,7 +140,7 @@ impl Keys {
             Credential::Digest(_) => (String::new(), None),
         };
         let mut selectors = Vec::new();
-        for version in self.parts.ring.peppers_newest_first() {
+        for version in self.parts.ring.peppers() {
             selectors.push(Selector::of(&self.hash(version, &digest)?));
         }
         let detail = json!({ "external_reference": row.external_reference, "location_id": row.owner.location_id });

@@ -151,7 +151,7 @@ impl Keys {
 }
 
 /// Binds a sealed secret to its key: moved to another row it does not open.
-fn seal_context(key_id: &str) -> Vec<u8> {
+pub(crate) fn seal_context(key_id: &str) -> Vec<u8> {
     [b"keysweep/secret/v1/", key_id.as_bytes()].concat()
 }
 
@@ -192,6 +192,7 @@ fn key_event(
         plan_id: None,
         reason: String::new(),
         request_id: caller.call_id.clone(),
+        origin: caller.origin.clone(),
         detail,
     }
 }

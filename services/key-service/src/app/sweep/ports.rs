@@ -7,6 +7,7 @@ use service_kit::page::Page;
 use thiserror::Error;
 
 use crate::app::StorageError;
+use crate::domain::audit::Origin;
 use crate::domain::sweep::{
     Breaker, Entry, EntryState, HoldReason, KeyRange, Lot, LotBlock, LotCounts, LotState, Notice, Plan, PlanState,
     StoredEvent, UsageWriter,
@@ -203,6 +204,8 @@ pub struct Command {
     pub request_id: String,
     /// The call's own id, for the audit.
     pub call_id: String,
+    /// Where the call came from, for the audit.
+    pub origin: Origin,
 }
 
 /// Why the desk did not do it.

@@ -16,6 +16,7 @@ use super::ports::{
 };
 use super::signal::EventSignal;
 use crate::app::StorageError;
+use crate::domain::audit::Origin;
 use crate::domain::sweep::schedule::idle_since;
 use crate::domain::sweep::{
     Entry, KeyRange, Lot, LotCounts, LotState, Notice, StoredEvent, SweepPolicy, UsageVerdict, UsageWriter, clock_wait,
@@ -39,6 +40,8 @@ pub struct OperatorCall {
     pub request_id: String,
     /// The call's own id.
     pub call_id: String,
+    /// Where it came from.
+    pub origin: Origin,
 }
 
 /// Where a subscription begins.
@@ -345,7 +348,8 @@ fn command(call: OperatorCall, ids: &[(&str, &str)]) -> Result<Command, SweepErr
     faults.check_required_text("reason", &call.reason, MAX_REASON);
     faults.check_request_id("request_id", &call.request_id);
     faults.into_result().map_err(SweepError::Invalid)?;
-    Ok(Command { actor, reason: call.reason, request_id: call.request_id, call_id: call.call_id })
+    let OperatorCall { reason, request_id, call_id, origin, .. } = call;
+    Ok(Command { actor, reason, request_id, call_id, origin })
 }
 
 /// Cuts a page that may be one row too long.

@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status};
 use super::keys::{bad, invalid};
 use super::requests::{self, required_id};
 use crate::app::sweep::{EntryFilter, LotFilter, OperatorCall, PlanFilter, SweepError, SweepService};
+use crate::domain::audit::Origin;
 use crate::domain::sweep::schedule::idle_since;
 
 /// SweepService over the use cases.
@@ -69,6 +70,7 @@ fn operator<T>(request: &Request<T>, reason: &str, request_id: &str) -> Operator
         reason: reason.to_owned(),
         request_id: request_id.to_owned(),
         call_id: context.request_id,
+        origin: Origin { caller: context.caller, peer: context.peer },
     }
 }
 

@@ -56,7 +56,7 @@ impl Call {
                 Recall::Reused => return Err(DeskError::RequestIdReused),
             }
         }
-        let journal = Journal::of(by.actor.clone(), by.call_id.clone(), now);
+        let journal = Journal::of(by.actor.clone(), by.call_id.clone(), by.origin.clone(), now);
         Ok(Some(Self { tx, journal, request, resource, now }))
     }
 

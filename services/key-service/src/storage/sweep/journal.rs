@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use service_kit::actor::Actor;
 
 use super::outbox;
-use crate::domain::audit::NewAuditEvent;
+use crate::domain::audit::{NewAuditEvent, Origin};
 use crate::domain::sweep::{EventPayload, NewEvent, RescueCause};
 use crate::storage::{StorageError, audit};
 
@@ -20,6 +20,7 @@ pub(super) struct Journal {
     now: DateTime<Utc>,
     actor: Actor,
     call_id: String,
+    origin: Origin,
     audits: Vec<NewAuditEvent>,
     events: Vec<NewEvent>,
 }
@@ -27,12 +28,12 @@ pub(super) struct Journal {
 impl Journal {
     /// For what the sweep does by itself.
     pub(super) fn of_sweep(now: DateTime<Utc>) -> Self {
-        Self::of(sweep_actor(), String::new(), now)
+        Self::of(sweep_actor(), String::new(), Origin::default(), now)
     }
 
     /// For what somebody asked for.
-    pub(super) fn of(actor: Actor, call_id: String, now: DateTime<Utc>) -> Self {
-        Self { now, actor, call_id, audits: Vec::new(), events: Vec::new() }
+    pub(super) fn of(actor: Actor, call_id: String, origin: Origin, now: DateTime<Utc>) -> Self {
+        Self { now, actor, call_id, origin, audits: Vec::new(), events: Vec::new() }
     }
 
     /// The audit learns of something done to a plan.
@@ -89,6 +90,7 @@ impl Journal {
             plan_id: Some(plan_id.to_owned()),
             reason: reason.to_owned(),
             request_id: self.call_id.clone(),
+            origin: self.origin.clone(),
             detail,
         });
     }

@@ -10,6 +10,7 @@ use super::journal::Journal;
 use super::lease;
 use super::sql::{for_update, last_use, statement};
 use crate::app::sweep::{Lease, ReconcilePage, SweepJobError};
+use crate::domain::audit::Origin;
 use crate::domain::sweep::{EntryState, Plan, RescueCause};
 use crate::storage::StorageError;
 
@@ -30,7 +31,7 @@ pub async fn rescue(
     now: DateTime<Utc>,
     actor: &Actor,
 ) -> Result<Option<String>, StorageError> {
-    let mut journal = Journal::of(actor.clone(), String::new(), now);
+    let mut journal = Journal::of(actor.clone(), String::new(), Origin::default(), now);
     let plan_id = take_out(tx, &mut journal, key_id, cause, now).await?;
     if plan_id.is_some() {
         journal.write(tx).await?;

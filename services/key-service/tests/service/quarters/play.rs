@@ -6,6 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use key_service::app::StorageError;
 use key_service::app::keys::{Generate, ImportTally, KeyChanges, Revoke, Rotate, Update};
 use key_service::app::sweep::{NoticeReply, OperatorCall, SweepStanding};
+use key_service::domain::audit::Origin;
 use key_service::domain::key::{Overlap, Presented, RawCredential, RawImportRow, RawOwner, RawTime, Secret};
 use key_service::domain::sweep::{Breaker, HoldReason, Notice, NoticeKind, Stage, SweepPolicy};
 use key_service::storage::Migrator;
@@ -366,6 +367,7 @@ impl Play {
             reason: "because".into(),
             request_id: String::new(),
             call_id: "call-1".into(),
+            origin: Origin::default(),
         };
         // What a state does not allow is refused, which is an answer like others.
         match step {

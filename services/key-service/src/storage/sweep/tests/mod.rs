@@ -32,6 +32,7 @@ use crate::app::sweep::{
     EventSignal, Leadership, Lease, LotView, NoticeReply, NoticeResult, OperatorCall, PlanView, SweepDesk, SweepReads,
     SweepService, SweepTick, Sweeper, UsageFlush,
 };
+use crate::domain::audit::Origin;
 use crate::domain::sweep::{
     Breaker, EntryState, EventPayload, HoldReason, LotCounts, LotState, Notice, NoticeKind, RescueCause, Stage,
     SweepPolicy,
@@ -359,6 +360,7 @@ pub(crate) fn operator(reason: &str) -> OperatorCall {
         reason: reason.to_owned(),
         request_id: String::new(),
         call_id: "call-1".to_owned(),
+        origin: Origin::default(),
     }
 }
 

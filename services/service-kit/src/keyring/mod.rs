@@ -1,6 +1,7 @@
 //! A ring of versioned secrets that live outside the database: peppers for keyed hashes, master keys for sealing.
 //!
-//! Its text is TOML, one table a secret; the highest version of each kind is the current one, older ones still read:
+//! Its text is TOML, one table a secret; the highest version of each kind that is not on standby is the current one, all others
+//! still read:
 //!
 //! ```toml
 //! [[pepper]]
@@ -10,7 +11,16 @@
 //! [[master]]
 //! version = 1
 //! key = "<32 bytes in base64>"
+//!
+//! [[master]]
+//! version = 2
+//! key = "<32 bytes in base64>"
+//! standby = true
 //! ```
+
+mod recognise;
+mod rotation;
+mod sealed;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,6 +38,10 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::entropy::Entropy;
+
+pub use recognise::{KeyRingFault, Recognised, parse_name};
+pub use rotation::{needs_master, rotate_master_key};
+pub use sealed::{Resealed, SealedColumn, VersionIn};
 
 /// Where the ring comes from.
 #[derive(Clone, Debug, Deserialize)]
@@ -91,6 +105,22 @@ pub struct Sealed {
     pub bytes: Vec<u8>,
 }
 
+impl Sealed {
+    /// The bytes that the version takes in [`Sealed::to_bytes`].
+    pub const VERSION_BYTES: usize = 4;
+
+    /// Version and bytes in one.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [self.master_version.to_be_bytes().as_slice(), &self.bytes].concat()
+    }
+
+    /// What [`Sealed::to_bytes`] wrote; `None`: it is too short.
+    pub fn from_bytes(stored: &[u8]) -> Option<Self> {
+        let (version, bytes) = stored.split_first_chunk::<{ Self::VERSION_BYTES }>()?;
+        Some(Self { master_version: u32::from_be_bytes(*version), bytes: bytes.to_vec() })
+    }
+}
+
 impl fmt::Debug for Sealed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Sealed(v{}, {} bytes)", self.master_version, self.bytes.len())
@@ -101,13 +131,20 @@ const NONCE_BYTES: usize = 24;
 
 /// The ring itself. It cannot be printed, and its memory is wiped when it goes.
 pub struct KeyRing {
-    peppers: BTreeMap<u32, Zeroizing<[u8; 32]>>,
-    masters: BTreeMap<u32, Zeroizing<[u8; 32]>>,
+    peppers: Keys,
+    masters: Keys,
+}
+
+/// The secrets of one kind.
+struct Keys {
+    all: BTreeMap<u32, Zeroizing<[u8; 32]>>,
+    /// The version that new things are made with.
+    current: u32,
 }
 
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let versions = |keys: &BTreeMap<u32, _>| keys.keys().copied().collect::<Vec<_>>();
+        let versions = |keys: &Keys| keys.all.keys().copied().collect::<Vec<_>>();
         write!(f, "KeyRing(peppers {:?}, masters {:?})", versions(&self.peppers), versions(&self.masters))
     }
 }
@@ -126,6 +163,9 @@ struct RingText {
 struct KeyText {
     version: u32,
     key: SecretString,
+    /// Known, and not yet used for anything new.
+    #[serde(default)]
+    standby: bool,
 }
 
 impl KeyRing {
@@ -190,22 +230,29 @@ impl KeyRing {
 
     /// The version that new hashes are made with.
     pub fn current_pepper(&self) -> u32 {
-        self.peppers.keys().next_back().copied().unwrap_or_default()
+        self.peppers.current
     }
 
     /// The version that new secrets are sealed with.
     pub fn current_master(&self) -> u32 {
-        self.masters.keys().next_back().copied().unwrap_or_default()
+        self.masters.current
     }
 
-    /// All pepper versions, the current one first.
-    pub fn peppers_newest_first(&self) -> impl Iterator<Item = u32> + '_ {
-        self.peppers.keys().rev().copied()
+    /// All pepper versions: the current one first, since nearly every hash is under it, then the others from the newest on.
+    pub fn peppers(&self) -> impl Iterator<Item = u32> + '_ {
+        let current = self.peppers.current;
+        std::iter::once(current)
+            .chain(self.peppers.all.keys().rev().copied().filter(move |version| *version != current))
+    }
+
+    /// All versions of master keys, the oldest first.
+    pub fn masters(&self) -> impl Iterator<Item = u32> + '_ {
+        self.masters.all.keys().copied()
     }
 
     /// HMAC-SHA-256 of `data` under a pepper. `None`: the ring has no such version.
     pub fn hmac(&self, version: u32, data: &[u8]) -> Option<[u8; 32]> {
-        self.peppers.get(&version).map(|key| keyed_hash(key, data))
+        self.peppers.all.get(&version).map(|key| keyed_hash(key, data))
     }
 
     /// Seals `plaintext` under the current master key, bound to `associated`.
@@ -213,7 +260,8 @@ impl KeyRing {
     /// # Errors
     /// [`KeyRingError::Sealed`] when the plaintext is too long for the cipher.
     pub fn seal(&self, plaintext: &[u8], associated: &[u8], entropy: &dyn Entropy) -> Result<Sealed, KeyRingError> {
-        let (version, key) = self.masters.last_key_value().ok_or(KeyRingError::Sealed("the ring has no master key"))?;
+        let version = self.masters.current;
+        let key = self.masters.all.get(&version).ok_or(KeyRingError::Sealed("the ring has no master key"))?;
         let mut nonce = [0; NONCE_BYTES];
         entropy.fill(&mut nonce);
         let ciphertext = XChaCha20Poly1305::new((&**key).into())
@@ -221,7 +269,7 @@ impl KeyRing {
             .map_err(|_| KeyRingError::Sealed("the cipher refused it"))?;
         let mut bytes = nonce.to_vec();
         bytes.extend_from_slice(&ciphertext);
-        Ok(Sealed { master_version: *version, bytes })
+        Ok(Sealed { master_version: version, bytes })
     }
 
     /// Opens what [`KeyRing::seal`] sealed with the same `associated`.
@@ -231,6 +279,7 @@ impl KeyRing {
     pub fn open(&self, sealed: &Sealed, associated: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyRingError> {
         let key = self
             .masters
+            .all
             .get(&sealed.master_version)
             .ok_or(KeyRingError::Sealed("the ring lacks its master key's version"))?;
         let (nonce, ciphertext) =
@@ -243,8 +292,9 @@ impl KeyRing {
 
     /// A name and a one-way digest of each secret, by which a database recognises the ring it was filled with.
     pub fn fingerprints(&self) -> Vec<(String, [u8; 32])> {
-        let digest = |kind: &str, keys: &BTreeMap<u32, Zeroizing<[u8; 32]>>| {
-            keys.iter()
+        let digest = |kind: &str, keys: &Keys| {
+            keys.all
+                .iter()
                 .map(|(version, key)| (format!("{kind} {version}"), keyed_hash(key, b"keysweep/fingerprint/v1")))
                 .collect::<Vec<_>>()
         };
@@ -260,8 +310,8 @@ fn keyed_hash(key: &[u8; 32], data: &[u8]) -> [u8; 32] {
         .map_or_else(|_| Sha256::digest(b"").into(), |mac| mac.chain_update(data).finalize().into_bytes().into())
 }
 
-fn read_keys(kind: &str, texts: Vec<KeyText>) -> Result<BTreeMap<u32, Zeroizing<[u8; 32]>>, KeyRingError> {
-    let mut keys = BTreeMap::new();
+fn read_keys(kind: &str, texts: Vec<KeyText>) -> Result<Keys, KeyRingError> {
+    let (mut keys, mut current) = (BTreeMap::new(), 0);
     for text in texts {
         let version = text.version;
         let bytes = Zeroizing::new(
@@ -278,11 +328,14 @@ fn read_keys(kind: &str, texts: Vec<KeyText>) -> Result<BTreeMap<u32, Zeroizing<
                 "{kind} {version}: versions count from 1 and stand once each"
             )));
         }
+        if !text.standby {
+            current = current.max(version);
+        }
     }
-    if keys.is_empty() {
-        return Err(KeyRingError::Malformed(format!("there is no [[{kind}]]")));
+    if current == 0 {
+        return Err(KeyRingError::Malformed(format!("there is no [[{kind}]] that is not on standby")));
     }
-    Ok(keys)
+    Ok(Keys { all: keys, current })
 }
 
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
@@ -317,6 +370,24 @@ mod tests {
         *changed.bytes.last_mut().expect("bytes") ^= 1;
         assert!(ring.open(&changed, b"key_1").is_err());
         assert!(ring.open(&Sealed { master_version: 2, ..sealed }, b"key_1").is_err());
+    }
+
+    #[test]
+    fn a_secret_on_standby_opens_and_seals_nothing_new() {
+        let one = KeyRing::generate(&SeededEntropy::new(1)).to_string();
+        let more = KeyRing::generate(&SeededEntropy::new(3)).replace("version = 1", "version = 2\nstandby = true");
+        let (old, both) = (ring(), KeyRing::parse(&format!("{one}\n{more}")).expect("a ring"));
+        assert_eq!((both.current_pepper(), both.current_master()), (1, 1));
+        assert_eq!(both.peppers().collect::<Vec<_>>(), [1, 2]);
+        let newest = KeyRing::parse(&format!("{one}\n{more}").replace("standby = true", "")).expect("a ring");
+        assert_eq!((newest.current_master(), newest.peppers().collect::<Vec<_>>()), (2, vec![2, 1]));
+        let entropy = SeededEntropy::new(2);
+        for (by, opens) in [(&old, [true, true, true]), (&both, [true, true, true]), (&newest, [false, true, true])] {
+            let sealed = by.seal(b"secret", b"key_1", &entropy).expect("seals");
+            assert_eq!([&old, &both, &newest].map(|ring| ring.open(&sealed, b"key_1").is_ok()), opens);
+            assert_eq!(Sealed::from_bytes(&sealed.to_bytes()), Some(sealed));
+        }
+        assert!(KeyRing::parse(&more).is_err(), "nothing new could be made");
     }
 
     #[test]
