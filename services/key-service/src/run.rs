@@ -73,6 +73,8 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         .add_service(KeyApi::server(parts.keys, parts.verifier, parts.audit))
         .add_service(SweepGrpc::new(parts.sweep, streams).into_server())
         .long_call("/keysweep.key.v1.KeyService/ImportApiKeys")
+        .frequent_call("/keysweep.key.v1.KeyService/VerifyKey")
+        .frequent_call("/envoy.service.auth.v3.Authorization/Check")
         .serve(listener)
         .await;
 

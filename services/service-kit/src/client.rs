@@ -77,8 +77,9 @@ pub fn with_context<T>(message: T, context: &RequestContext, timeout: Duration) 
     });
     request.set_timeout(left.max(Duration::from_millis(1)));
     let actor = context.actor.as_ref().map(ToString::to_string);
+    let request_id = Some(context.request_id.to_string()).filter(|id| !id.is_empty());
     let pairs = [
-        (REQUEST_ID_KEY, Some(context.request_id.as_str()).filter(|id| !id.is_empty())),
+        (REQUEST_ID_KEY, request_id.as_deref()),
         (TRACEPARENT_KEY, context.traceparent.as_deref()),
         (actor::METADATA_KEY, actor.as_deref()),
     ];

@@ -2,13 +2,13 @@
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::time::truncate;
+use crate::time::{from_micros, truncate};
 
 /// Tells the time in microseconds, and waits for an instant.
 pub trait Clock: Send + Sync + Debug {
@@ -42,7 +42,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     fn now(&self) -> DateTime<Utc> {
-        truncate(Utc::now())
+        // Before 1970 no clock is right, and none is asked to tell by how much it is wrong.
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
     }
 
     fn lived(&self) -> Duration {

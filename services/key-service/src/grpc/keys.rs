@@ -39,7 +39,7 @@ impl KeyApi {
 
 fn caller<T>(request: &Request<T>) -> Caller {
     let RequestContext { actor, request_id, .. } = context::of(request);
-    Caller { actor, call_id: request_id }
+    Caller { actor, call_id: request_id.to_string() }
 }
 
 pub(super) fn invalid(faults: Violations) -> Status {

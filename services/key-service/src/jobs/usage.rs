@@ -9,7 +9,7 @@ use service_kit::jobs::{JobReport, Reconciler};
 
 use crate::app::verify::UsageRecorder;
 
-/// Stores the uses that wait in memory, each second, and says that it has.
+/// Stores the uses that wait in memory, each second, says that it has, and counts the answers that made them.
 #[derive(Debug)]
 pub struct FlushUses {
     recorder: Arc<UsageRecorder>,
@@ -33,6 +33,7 @@ impl Reconciler for FlushUses {
     }
 
     async fn activate(&self, _: DateTime<Utc>) -> anyhow::Result<JobReport> {
+        self.recorder.count();
         let stored = self.recorder.flush_some().await?;
         metrics::counter!("keysweep_uses_stored_total").increment(stored);
         let (keys, waiting) = self.recorder.load();

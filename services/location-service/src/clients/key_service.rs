@@ -53,7 +53,7 @@ impl KeyServiceClient {
 impl KeyGenerator for KeyServiceClient {
     async fn generate(&self, call: &Call, order: &KeyOrder) -> Result<GeneratedKey, KeyServiceError> {
         let context = RequestContext {
-            request_id: call.call_id.clone(),
+            request_id: call.call_id.as_str().into(),
             traceparent: call.traceparent.clone(),
             actor: Some(order.actor.clone()),
             deadline: call.deadline,

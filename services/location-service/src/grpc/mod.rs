@@ -56,7 +56,7 @@ fn open<T>(request: Request<T>) -> (Call, T) {
     let context = context::of(&request);
     let call = Call {
         actor: context.actor,
-        call_id: context.request_id,
+        call_id: context.request_id.to_string(),
         traceparent: context.traceparent,
         deadline: context.deadline,
     };

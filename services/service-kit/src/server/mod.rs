@@ -1,5 +1,6 @@
 //! The gRPC server of every service: health, reflection, limits, and a drain in the right order.
 
+mod dispatch;
 mod layer;
 mod methods;
 
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
+use tonic::codegen::BoxFuture;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
@@ -19,6 +21,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::Service;
 
+use self::dispatch::Services;
 use crate::config::{Faults, Validate};
 
 /// Where and how a service listens.
@@ -67,9 +70,9 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 pub struct GrpcServer {
     config: ServerConfig,
     descriptors: &'static [u8],
-    routes: Routes,
-    names: Vec<&'static str>,
+    services: Services,
     long_calls: Vec<&'static str>,
+    frequent_calls: Vec<&'static str>,
     shutdown: CancellationToken,
     streams: CancellationToken,
 }
@@ -81,9 +84,9 @@ impl GrpcServer {
         Self {
             config: config.clone(),
             descriptors,
-            routes: Routes::default(),
-            names: Vec::new(),
+            services: Services::default(),
             long_calls: Vec::new(),
+            frequent_calls: Vec::new(),
             shutdown,
             streams: CancellationToken::new(),
         }
@@ -93,16 +96,18 @@ impl GrpcServer {
     #[must_use]
     pub fn add_service<S>(mut self, service: S) -> Self
     where
-        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-            + NamedService
+        S: Service<
+                http::Request<Body>,
+                Response = http::Response<Body>,
+                Error = Infallible,
+                Future = BoxFuture<http::Response<Body>, Infallible>,
+            > + NamedService
             + Clone
             + Send
             + Sync
             + 'static,
-        S::Future: Send + 'static,
     {
-        self.names.push(S::NAME);
-        self.routes = self.routes.add_service(service);
+        self.services.add(service);
         self
     }
 
@@ -111,6 +116,14 @@ impl GrpcServer {
     #[must_use]
     pub fn long_call(mut self, path: &'static str) -> Self {
         self.long_calls.push(path);
+        self
+    }
+
+    /// Says that the method at `path` is called so often, and costs so little, that its successes are told no `x-request-id` but
+    /// the caller's own.
+    #[must_use]
+    pub fn frequent_call(mut self, path: &'static str) -> Self {
+        self.frequent_calls.push(path);
         self
     }
 
@@ -127,8 +140,9 @@ impl GrpcServer {
     pub async fn serve(self, listener: TcpListener) -> anyhow::Result<()> {
         let address = listener.local_addr().context("the listener has no address")?;
         let (health, health_service) = tonic_health::server::health_reporter();
-        let routes = self.reflected_routes()?.add_service(health_service);
-        set_all(&health, &self.names, ServingStatus::Serving).await;
+        let names: Vec<_> = self.services.names().collect();
+        let routes = self.reflection(&names)?.add_service(health_service);
+        set_all(&health, &names, ServingStatus::Serving).await;
 
         let methods = methods::Methods::of(&[
             self.descriptors,
@@ -147,20 +161,21 @@ impl GrpcServer {
                 .http2_max_header_list_size(MAX_HEADER_BYTES)
                 .layer(layer::ContextLayer::new(
                     Duration::from_millis(self.config.request_timeout_ms),
-                    self.long_calls.as_slice().into(),
-                    methods
+                    (self.long_calls, self.frequent_calls),
+                    methods,
+                    self.services
                 ))
                 .add_routes(routes)
                 .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())
         );
-        tracing::info!(%address, services = ?self.names, "serving");
+        tracing::info!(%address, services = ?names, "serving");
         tokio::select! {
             ended = &mut serving => return ended.context("the server ended"),
             () = self.shutdown.cancelled() => {}
         }
 
         tracing::info!(%address, "draining");
-        set_all(&health, &self.names, ServingStatus::NotServing).await;
+        set_all(&health, &names, ServingStatus::NotServing).await;
         let notice = tokio::time::sleep(Duration::from_millis(self.config.drain_notice_ms));
         tokio::select! {
             ended = &mut serving => return ended.context("the server ended"),
@@ -179,7 +194,7 @@ impl GrpcServer {
         Ok(())
     }
 
-    fn reflected_routes(&self) -> anyhow::Result<Routes> {
+    fn reflection(&self, names: &[&'static str]) -> anyhow::Result<Routes> {
         let builder = || {
             let mut builder = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(self.descriptors)
@@ -187,7 +202,7 @@ impl GrpcServer {
                 .with_service_name("grpc.health.v1.Health")
                 .with_service_name("grpc.reflection.v1.ServerReflection")
                 .with_service_name("grpc.reflection.v1alpha.ServerReflection");
-            for name in &self.names {
+            for name in names {
                 builder = builder.with_service_name(*name);
             }
             builder
@@ -199,7 +214,7 @@ impl GrpcServer {
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
             .build_v1alpha();
         let (v1, v1alpha) = (v1.context("reflection")?, v1alpha.context("reflection")?);
-        Ok(self.routes.clone().add_service(v1).add_service(v1alpha))
+        Ok(Routes::new(v1).add_service(v1alpha))
     }
 }
 
@@ -230,14 +245,14 @@ mod tests {
     impl Service<http::Request<Body>> for Silent {
         type Response = http::Response<Body>;
         type Error = Infallible;
-        type Future = std::future::Pending<Result<Self::Response, Infallible>>;
+        type Future = BoxFuture<http::Response<Body>, Infallible>;
 
         fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
             Poll::Ready(Ok(()))
         }
 
         fn call(&mut self, _: http::Request<Body>) -> Self::Future {
-            std::future::pending()
+            Box::pin(std::future::pending())
         }
     }
 

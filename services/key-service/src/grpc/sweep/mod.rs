@@ -68,7 +68,7 @@ fn operator<T>(request: &Request<T>, reason: &str, request_id: &str) -> Operator
         actor: context.actor,
         reason: reason.to_owned(),
         request_id: request_id.to_owned(),
-        call_id: context.request_id,
+        call_id: context.request_id.to_string(),
     }
 }
 
