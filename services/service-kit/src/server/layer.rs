@@ -10,11 +10,11 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::time::Instant;
 use tonic::body::Body;
-use tonic::transport::server::TcpConnectInfo;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use super::admission::{Admitted, admit};
 use super::methods::{Method, Methods};
 use crate::actor::{self, Actor};
 use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY, is_traceparent};
@@ -80,13 +80,12 @@ where
                 .filter(|value| is_traceparent(value))
                 .map(str::to_owned),
         };
-        let actor = match actor_header(request.headers()) {
-            Ok(actor) => actor,
+        let Admitted { actor, peer } = match admit(&request, actor_header(request.headers())) {
+            Ok(admitted) => admitted,
             Err(status) => return Box::pin(std::future::ready(Ok(end.of(status.into_http())))),
         };
         let own = (!self.rules.long_calls.contains(&request.uri().path())).then_some(self.rules.limit);
         let limit = [own, caller_timeout(request.headers())].into_iter().flatten().min();
-        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         request.extensions_mut().insert(RequestContext {
             request_id: end.request_id.clone(),
             traceparent: end.traceparent.clone(),
