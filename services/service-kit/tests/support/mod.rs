@@ -1,5 +1,7 @@
 //! A service to call.
 
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
@@ -32,13 +34,11 @@ pub struct Mirror(Option<String>);
 
 impl Mirror {
     /// Says its own name.
-    #[allow(dead_code, reason = "not every test asks for it")]
     pub fn named(name: String) -> Self {
         Self(Some(name))
     }
 
     /// Says who it was called for.
-    #[allow(dead_code, reason = "not every test asks for it")]
     pub fn of_actors() -> Self {
         Self(None)
     }
