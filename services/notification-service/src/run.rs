@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use keysweep_proto::notification::v1::notification_service_server::NotificationServiceServer;
+use service_kit::auth::{Surface, Trust};
+use service_kit::client::Peer;
 use service_kit::ids::IdGenerator;
 use service_kit::jobs::JobHandle;
 use service_kit::server::GrpcServer;
-use service_kit::{Deps, cli, client, db};
+use service_kit::{Deps, cli, db};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -22,15 +24,16 @@ use crate::app::subscribe::{SharedStatus, Subscriber};
 use crate::clients::{People, Plans};
 use crate::config::{self, Config};
 use crate::email::{Maildir, SmtpTransport, Writer};
-use crate::grpc::NotificationApi;
+use crate::grpc::{NotificationApi, SURFACE};
 use crate::jobs::{AcknowledgeJob, DeliverJob, DispatchJob, FiguresJob, ForgetJob, Next};
 use crate::storage::{Migrator, Store};
 
 /// Serves until `shutdown`, then drains. The peers and the mail server need not be there.
 ///
 /// # Errors
-/// When the database or the listener cannot be used.
+/// When the certificates, the database or the listener cannot be used.
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let trust = Trust::open(&config.auth, &SURFACE, &deps.clock)?;
     let database = db::connect(&config.database).await?;
     if config.database.migrate_on_start {
         db::migrate::<Migrator>(&database).await?;
@@ -40,17 +43,19 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let parts = Parts {
         config: &config,
         deps: &deps,
+        trust: &trust,
         store: Arc::new(store),
         signals: Arc::default(),
         status: SharedStatus::default(),
     };
-    let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown.clone());
+    let server = GrpcServer::new(&config.server, &SURFACE, &trust, shutdown.clone());
     // Background work ends with the server, also where it ends by a fault.
     let end = shutdown.child_token();
     let plans = Plans::new(
-        client::channel(&config.key_service).context("key_service.endpoint")?,
+        Peer::new(&config.key_service, &trust).context("key_service.endpoint")?,
         config.key_service.request_timeout(),
     );
+    trust.keep_current(&deps, end.clone());
     let woken = parts.spawn_jobs(&plans, database.clone(), &end)?;
     let subscriber = parts.spawn_subscriber(plans, &end);
     let api = NotificationServiceServer::new(parts.api(server.streams()));
@@ -67,6 +72,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
 struct Parts<'a> {
     config: &'a Config,
     deps: &'a Deps,
+    trust: &'a Trust,
     store: Arc<Store>,
     signals: Arc<Signals>,
     status: SharedStatus,
@@ -101,7 +107,7 @@ impl Parts<'_> {
         let Config { location_service, mail, .. } = self.config;
         let sender = mail.sender().context("mail.from")?;
         let people = People::new(
-            client::channel(location_service).context("location_service.endpoint")?,
+            Peer::new(location_service, self.trust).context("location_service.endpoint")?,
             location_service.request_timeout(),
         );
         let dispatch = Dispatch {
@@ -176,6 +182,7 @@ impl cli::Service for NotificationService {
     const DEFAULTS: &'static str = config::DEFAULTS;
     type Config = Config;
     type Migrator = Migrator;
+    const SURFACE: &'static Surface = &SURFACE;
 
     async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         run(config, deps, listener, shutdown).await

@@ -7,6 +7,7 @@ use key_service::{Config, run};
 use keysweep_proto::key::v1 as proto;
 use keysweep_proto::key::v1::key_service_client::KeyServiceClient;
 use secrecy::SecretString;
+use service_kit::auth::Trust;
 use service_kit::both_databases;
 use service_kit::client::{ClientConfig, channel};
 use service_kit::clock::SystemClock;
@@ -36,7 +37,7 @@ impl Running {
         let stop = CancellationToken::new();
         let task = tokio::spawn(run(config, deps(Arc::new(SystemClock), seed), listener, stop.clone()));
         let client = ClientConfig { endpoint, connect_timeout_ms: 5_000, request_timeout_ms: 5_000 };
-        Self { client: KeyServiceClient::new(channel(&client).unwrap()), stop, task }
+        Self { client: KeyServiceClient::new(channel(&client, &Trust::plaintext()).unwrap()), stop, task }
     }
 
     async fn stop(self) {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use keysweep_proto::key::v1::sweep_service_client::SweepServiceClient;
 use keysweep_proto::key::v1::{AcknowledgeNoticesRequest, SubscribeSweepPlansRequest};
-use tonic::transport::Channel;
+use service_kit::client::Peer;
 
 use super::{NAME, convert, request};
 use crate::app::ports::{OwedReceipt, PeerError, PlanSource, PlanStream, ReceiptAnswer, ReceiptSink};
@@ -17,14 +17,14 @@ const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 /// key-service.
 #[derive(Clone, Debug)]
 pub struct Plans {
-    client: SweepServiceClient<Channel>,
+    client: SweepServiceClient<Peer>,
     timeout: Duration,
 }
 
 impl Plans {
-    /// key-service behind this channel. `timeout` bounds a unary call.
-    pub fn new(channel: Channel, timeout: Duration) -> Self {
-        Self { client: SweepServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES), timeout }
+    /// key-service and its replicas. `timeout` bounds a unary call.
+    pub fn new(peer: Peer, timeout: Duration) -> Self {
+        Self { client: SweepServiceClient::new(peer).max_decoding_message_size(MAX_MESSAGE_BYTES), timeout }
     }
 }
 

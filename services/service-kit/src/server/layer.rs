@@ -9,11 +9,11 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::time::Instant;
 use tonic::body::Body;
-use tonic::transport::server::TcpConnectInfo;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use super::admission::{Admitted, admit};
 use super::dispatch::Services;
 use super::methods::{Method, Methods};
 use crate::actor::{self, Actor};
@@ -98,13 +98,12 @@ where
             request_id: heard.request_id.unwrap_or_else(|| RequestId::made(rules.ids.next())),
             traceparent: heard.traceparent,
         };
-        let actor = match heard.actor {
-            Ok(actor) => actor,
+        let Admitted { actor, peer } = match admit(&request, heard.actor) {
+            Ok(admitted) => admitted,
             Err(status) => return Box::pin(std::future::ready(Ok(end.of(status.into_http())))),
         };
         let own = (!rules.long_calls.contains(&path)).then_some(rules.limit);
         let limit = [own, heard.timeout].into_iter().flatten().min();
-        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         request.extensions_mut().insert(RequestContext {
             request_id: end.request_id.clone(),
             traceparent: end.traceparent.clone(),

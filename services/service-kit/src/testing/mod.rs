@@ -1,5 +1,6 @@
 //! Real databases for tests, one a test, gone when the test is.
 
+pub mod certificates;
 pub mod commits;
 mod fuzz;
 mod postgres;

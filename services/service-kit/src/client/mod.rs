@@ -1,15 +1,20 @@
-//! Calling other services: channels that notice a dead peer, and requests that pass on their context.
+//! Calling other services: channels that notice a dead peer and trust no stranger, and requests that pass on their context.
+
+mod connect;
+mod peer;
 
 use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
 
 use crate::actor;
 use crate::config::Faults;
 use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY};
+
+pub use connect::{EndpointError, channel, channel_to_self};
+pub use peer::{Peer, Resolve, SystemResolver};
 
 /// Where another service is.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,7 +31,7 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// Notes the faults of the section `path`.
     pub fn validate(&self, path: &str, faults: &mut Faults) {
-        if endpoint(self).is_err() {
+        if connect::Target::parse(&self.endpoint).is_err() {
             faults.push(format!("{path}.endpoint"), "must be a URL such as http://127.0.0.1:50051");
         }
         for (field, value) in
@@ -42,28 +47,6 @@ impl ClientConfig {
     pub fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.request_timeout_ms)
     }
-}
-
-/// Without pings, a peer that vanished silently is never noticed.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-fn endpoint(config: &ClientConfig) -> Result<Endpoint, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(config.endpoint.clone())?;
-    Ok(endpoint
-        .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true))
-}
-
-/// A channel that connects when first used, and anew whenever the connection was lost.
-///
-/// # Errors
-/// When the endpoint is no URL; a validated configuration has none such.
-pub fn channel(config: &ClientConfig) -> Result<Channel, tonic::transport::Error> {
-    Ok(endpoint(config)?.connect_lazy())
 }
 
 /// What a deadline is shortened by as it is passed on, so that the callee gives up first and its answer is still heard.
