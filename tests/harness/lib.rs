@@ -5,6 +5,8 @@
 //! It does *not* replace any part of keysweep: no suite runs against a stand-in of a service or a database.
 
 pub mod chaos;
+pub mod commits;
+pub mod disk;
 pub mod envoy;
 pub mod post;
 pub mod process;
