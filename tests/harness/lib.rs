@@ -6,6 +6,8 @@
 
 pub mod account;
 pub mod chaos;
+pub mod commits;
+pub mod disk;
 pub mod envoy;
 pub mod post;
 pub mod process;

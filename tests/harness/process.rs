@@ -74,6 +74,30 @@ impl Process {
         Self { child, log: log.to_path_buf() }
     }
 
+    /// Its process id.
+    ///
+    /// # Panics
+    /// When it was waited for already.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    /// When the system does not tell.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("its status").is_some()
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    /// When the system does not tell.
+    pub async fn ended(&mut self) {
+        self.child.wait().await.expect("its status");
+    }
+
     /// What it has printed so far.
     ///
     /// # Panics
@@ -87,7 +111,7 @@ impl Process {
     /// # Panics
     /// When it does not run, or the system does not tell.
     pub fn resident_bytes(&self) -> u64 {
-        let id = self.child.id().expect("it runs");
+        let id = self.id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("its status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number");
@@ -121,7 +145,7 @@ impl Process {
     }
 
     async fn signal(&self, name: &str) {
-        let id = self.child.id().expect("it runs").to_string();
+        let id = self.id().to_string();
         let sent = Command::new("kill").args([format!("-{name}"), id]).status().await;
         assert!(sent.expect("kill runs").success());
     }

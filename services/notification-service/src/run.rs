@@ -6,6 +6,7 @@ use anyhow::Context;
 use keysweep_proto::notification::v1::notification_service_server::NotificationServiceServer;
 use service_kit::auth::{Surface, Trust};
 use service_kit::client::Peer;
+use service_kit::clock::{Clock, FollowingClock};
 use service_kit::ids::IdGenerator;
 use service_kit::jobs::JobHandle;
 use service_kit::server::GrpcServer;
@@ -25,7 +26,7 @@ use crate::clients::{People, Plans};
 use crate::config::{self, Config};
 use crate::email::{Maildir, SmtpTransport, Writer};
 use crate::grpc::{NotificationApi, SURFACE};
-use crate::jobs::{AcknowledgeJob, DeliverJob, DispatchJob, FiguresJob, ForgetJob, Next};
+use crate::jobs::{AcknowledgeJob, DeliverJob, DispatchJob, FiguresJob, ForgetJob, Next, Timed};
 use crate::storage::{Migrator, Store};
 
 /// Serves until `shutdown`, then drains. The peers and the mail server need not be there.
@@ -44,6 +45,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         config: &config,
         deps: &deps,
         trust: &trust,
+        clock: Arc::new(FollowingClock::new(deps.clock.clone())),
         store: Arc::new(store),
         signals: Arc::default(),
         status: SharedStatus::default(),
@@ -73,6 +75,8 @@ struct Parts<'a> {
     config: &'a Config,
     deps: &'a Deps,
     trust: &'a Trust,
+    /// The time of the sweep, once key-service has told it.
+    clock: Arc<FollowingClock>,
     store: Arc<Store>,
     signals: Arc<Signals>,
     status: SharedStatus,
@@ -88,14 +92,14 @@ impl Parts<'_> {
             projection: self.store.clone(),
             status: self.status.clone(),
             signals: self.signals.clone(),
-            clock: self.deps.clock.clone(),
+            clock: self.clock.clone(),
             streams,
         }
     }
 
     /// This process, as the owner of leases: another one each time, so that none takes over what its predecessor left.
     fn owner(&self) -> String {
-        IdGenerator::new(self.deps.entropy.clone()).next("worker_", self.deps.clock.now())
+        IdGenerator::new(self.deps.entropy.clone()).next("worker_", self.clock.now())
     }
 
     fn spawn_jobs(
@@ -122,18 +126,21 @@ impl Parts<'_> {
             transport: self.transport(&sender)?,
             connections: Semaphore::new(mail.connections as usize),
             long_letter: Semaphore::new(1),
-            clock: self.deps.clock.clone(),
+            clock: self.clock.clone(),
             entropy: self.deps.entropy.clone(),
             owner: self.owner(),
             shutdown: end.clone(),
         };
-        let acknowledge = Acknowledge { store: self.store.clone(), sink: Arc::new(plans.clone()) };
+        let acknowledge =
+            Acknowledge { store: self.store.clone(), sink: Arc::new(plans.clone()), clock: self.clock.clone() };
         let (next_deliver, next_acknowledge) = (Next::default(), Next::default());
-        let spawn = |job| self.deps.jobs.spawn(job, self.deps.clock.clone(), end.clone());
-        next_acknowledge.set(spawn(Arc::new(AcknowledgeJob { acknowledge })));
-        next_deliver
-            .set(spawn(Arc::new(DeliverJob { deliver: Arc::new(deliver), acknowledge: next_acknowledge.clone() })));
-        let dispatch = spawn(Arc::new(DispatchJob { dispatch, deliver: next_deliver, acknowledge: next_acknowledge }));
+        let spawn = |job| self.deps.jobs.spawn(job, self.clock.clone(), end.clone());
+        let timed = |job| spawn(Arc::new(Timed { job, clock: self.clock.clone() }));
+        next_acknowledge.set(timed(Box::new(AcknowledgeJob { acknowledge })));
+        let deliver = DeliverJob { deliver: Arc::new(deliver), acknowledge: next_acknowledge.clone() };
+        next_deliver.set(timed(Box::new(deliver)));
+        let dispatch = DispatchJob { dispatch, deliver: next_deliver, acknowledge: next_acknowledge };
+        let dispatch = timed(Box::new(dispatch));
         spawn(Arc::new(ForgetJob { db: database }));
         let (store, projection, status) = (self.store.clone(), self.store.clone(), self.status.clone());
         spawn(Arc::new(FiguresJob { store, projection, status }));
@@ -156,7 +163,7 @@ impl Parts<'_> {
             store: self.store.clone(),
             signals: self.signals.clone(),
             status: self.status.clone(),
-            clock: self.deps.clock.clone(),
+            clock: self.clock.clone(),
         };
         let end = end.clone();
         tokio::spawn(async move { subscriber.run(end).await })

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use keysweep_proto::key::v1::sweep_service_client::SweepServiceClient;
 use keysweep_proto::key::v1::{AcknowledgeNoticesRequest, SubscribeSweepPlansRequest};
 use service_kit::client::Peer;
+use service_kit::time::to_proto;
 
 use super::{NAME, convert, request};
 use crate::app::ports::{OwedReceipt, PeerError, PlanSource, PlanStream, ReceiptAnswer, ReceiptSink};
@@ -44,8 +46,13 @@ impl PlanSource for Plans {
 
 #[async_trait]
 impl ReceiptSink for Plans {
-    async fn acknowledge(&self, receipts: &[OwedReceipt]) -> Result<(Vec<ReceiptAnswer>, i64), PeerError> {
-        let mut asked = request(AcknowledgeNoticesRequest { notices: receipts.iter().map(convert::notice).collect() });
+    async fn acknowledge(
+        &self,
+        receipts: &[OwedReceipt],
+        now: DateTime<Utc>,
+    ) -> Result<(Vec<ReceiptAnswer>, i64), PeerError> {
+        let notices = receipts.iter().map(convert::notice).collect();
+        let mut asked = request(AcknowledgeNoticesRequest { notices, send_time: Some(to_proto(now)) });
         asked.set_timeout(self.timeout);
         let mut client = self.client.clone();
         let called = tokio::time::timeout(self.timeout, client.acknowledge_notices(asked)).await;

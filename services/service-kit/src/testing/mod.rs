@@ -54,6 +54,15 @@ impl TestDatabase {
         }
     }
 
+    /// Restarts the PostgreSQL server of all tests of this process: in an orderly way, or as after a crash of the server, which
+    /// loses nothing that was committed with `synchronous_commit`.
+    ///
+    /// # Panics
+    /// When it does not come up again.
+    pub fn restart_server(crash: bool) {
+        postgres::restart(crash);
+    }
+
     /// The configuration of a service that uses it.
     pub fn config(&self) -> DatabaseConfig {
         DatabaseConfig {

@@ -94,8 +94,8 @@ impl Contract for SweepGrpc {
         &self,
         request: Request<AcknowledgeNoticesRequest>,
     ) -> Result<Response<AcknowledgeNoticesResponse>, Status> {
-        let notices = parse::notices(request.into_inner().notices).map_err(fail)?;
-        let (results, head_sequence) = self.sweep.acknowledge(&notices).await.map_err(fail)?;
+        let (notices, sent_at) = parse::notices(request.into_inner()).map_err(fail)?;
+        let (results, head_sequence) = self.sweep.acknowledge(&notices, sent_at).await.map_err(fail)?;
         let results = results.into_iter().map(convert::notice_result).collect();
         Ok(Response::new(AcknowledgeNoticesResponse { results, head_sequence }))
     }
