@@ -1,4 +1,5 @@
-//! Where PostgreSQL's server, aiosmtpd, Envoy or libfaketime is not installed, the tests that need it are left out, and say so.
+//! Where PostgreSQL's server, aiosmtpd, Envoy or libfaketime is not installed, or nothing may be mounted, the tests that need it
+//! are left out, and say so.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -25,6 +26,14 @@ fn main() {
     match library {
         Some(path) => println!("cargo::rustc-env=KEYSWEEP_FAKETIME={}", path.display()),
         None => println!("cargo::rustc-cfg=keysweep_no_faketime"),
+    }
+    // Root alone may, and not in every container.
+    println!("cargo::rustc-check-cfg=cfg(keysweep_no_mount)");
+    let folder = std::env::var_os("OUT_DIR").map(|folder| PathBuf::from(folder).join("mount")).unwrap_or_default();
+    let mounted = std::fs::create_dir_all(&folder).is_ok()
+        && answers(Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "keysweep"]).arg(&folder));
+    if !(mounted && answers(Command::new("umount").arg(&folder))) {
+        println!("cargo::rustc-cfg=keysweep_no_mount");
     }
     if !answers(Command::new("envoy").arg("--version")) {
         println!("cargo::rustc-cfg=keysweep_no_envoy");

@@ -23,6 +23,13 @@ pub enum Network {
     Cut,
 }
 
+/// The name and the Unix socket of the database of a URL, as [`service_kit::testing::TestDatabase`] has it.
+pub(crate) fn place_of(url: &str) -> (String, PathBuf) {
+    let (place, folder) = url.split_once("?host=").expect("a database on a Unix socket");
+    let database = place.rsplit('/').next().expect("its name").to_owned();
+    (database, PathBuf::from(folder.replace("%2F", "/")).join(".s.PGSQL.5432"))
+}
+
 /// A proxy on a port of loopback before a throwaway PostgreSQL; gone when dropped.
 #[derive(Debug)]
 pub struct ChaosProxy {
@@ -38,9 +45,7 @@ impl ChaosProxy {
     /// # Panics
     /// When the URL names no database on a Unix socket, or there is no port.
     pub async fn before(url: &str) -> Self {
-        let (place, folder) = url.split_once("?host=").expect("a database on a Unix socket");
-        let database = place.rsplit('/').next().expect("its name").to_owned();
-        let socket = PathBuf::from(folder.replace("%2F", "/")).join(".s.PGSQL.5432");
+        let (database, socket) = place_of(url);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (network, seen) = watch::channel(Network::Whole);

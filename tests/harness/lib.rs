@@ -4,7 +4,10 @@
 //! It guarantees that whatever a test starts is gone when the test is, and that nothing outside this machine is contacted.
 //! It does *not* replace any part of keysweep: no suite runs against a stand-in of a service or a database.
 
+pub mod account;
 pub mod chaos;
+pub mod commits;
+pub mod disk;
 pub mod envoy;
 pub mod installation;
 pub mod metrics;

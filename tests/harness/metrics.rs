@@ -45,8 +45,8 @@ pub async fn scrape(address: SocketAddr) -> BTreeMap<String, Shown> {
             kind.clone_into(&mut all.entry(name.to_owned()).or_default().kind);
         } else if let Some((series, _)) = line.rsplit_once(' ') {
             let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-            let of = ["", "_bucket", "_sum", "_count"].iter().filter_map(|end| name.strip_suffix(end));
-            let Some(shown) = of.into_iter().find_map(|name| all.contains_key(name).then_some(name)) else { continue };
+            let mut of = ["", "_bucket", "_sum", "_count"].iter().filter_map(|end| name.strip_suffix(end));
+            let Some(shown) = of.find(|name| all.contains_key(*name)) else { continue };
             let shown = all.entry(shown.to_owned()).or_default();
             let labels = labels.trim_end_matches('}').split("\",").filter_map(|label| label.split_once('='));
             shown.labels.extend(labels.map(|(label, _)| label.to_owned()).filter(|label| label != "le"));

@@ -74,20 +74,28 @@ impl Process {
         Self { child, log: log.to_path_buf() }
     }
 
-    /// Whether it has ended by itself.
+    /// Its process id.
+    ///
+    /// # Panics
+    /// When it was waited for already.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// Whether it has ended.
     ///
     /// # Panics
     /// When the system does not tell.
     pub fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("the system tells").is_some()
+        self.child.try_wait().expect("its status").is_some()
     }
 
-    /// Its number.
+    /// Waits until it has ended.
     ///
     /// # Panics
-    /// When it does not run.
-    pub fn id(&self) -> u32 {
-        self.child.id().expect("it runs")
+    /// When the system does not tell.
+    pub async fn ended(&mut self) {
+        self.child.wait().await.expect("its status");
     }
 
     /// What it has printed so far.
@@ -137,7 +145,7 @@ impl Process {
     }
 
     async fn signal(&self, name: &str) {
-        let id = self.child.id().expect("it runs").to_string();
+        let id = self.id().to_string();
         let sent = Command::new("kill").args([format!("-{name}"), id]).status().await;
         assert!(sent.expect("kill runs").success());
     }

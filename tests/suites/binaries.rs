@@ -1,7 +1,8 @@
 //! The real binaries: wiring, health, reflection, signals, and what survives a kill.
 
 use keysweep::clients::{Clients, made_for};
-use keysweep_e2e::installation::{Installation, create_account, generate, verify};
+use keysweep_e2e::account::{create_account, generate, verify};
+use keysweep_e2e::installation::Installation;
 use keysweep_e2e::process::{Process, free_port, run, serving};
 use keysweep_proto::key::v1 as key;
 use keysweep_proto::location::v2 as location;

@@ -60,7 +60,7 @@ pub(crate) fn legacy_row(
 pub(crate) struct Desk {
     clock: Arc<SimulatedClock>,
     jobs: JobRegistry,
-    clients: Clients,
+    pub(crate) clients: Clients,
     shutdown: CancellationToken,
     served: JoinHandle<anyhow::Result<()>>,
 }
@@ -97,12 +97,23 @@ impl Desk {
 
     /// Lets time pass until an instant, and the jobs do what is due then.
     pub(crate) async fn advance(&self, at: DateTime<Utc>) {
+        self.try_advance(at).await.expect("the jobs");
+    }
+
+    /// The same, where the jobs may fail.
+    pub(crate) async fn try_advance(&self, at: DateTime<Utc>) -> anyhow::Result<()> {
         self.clock.advance_to(at);
-        self.jobs.settle().await.expect("the jobs");
+        self.jobs.settle().await
     }
 
     /// Acknowledges all notices of an agency's lot on their marks, and lets the sweep come.
     pub(crate) async fn sweep(&self, at: DateTime<Utc>, agency_id: &str) {
+        self.announce(at, agency_id).await;
+        self.advance(at).await;
+    }
+
+    /// Acknowledges all notices of an agency's lot on their marks.
+    pub(crate) async fn announce(&self, at: DateTime<Utc>, agency_id: &str) {
         let mut sweeps = self.clients.sweeps.clone();
         let plans = sweeps.list_sweep_plans(key::ListSweepPlansRequest::default()).await.expect("plans").into_inner();
         let plan = plans.sweep_plans.first().expect("a plan");
@@ -117,13 +128,13 @@ impl Desk {
                 emails_accepted: 1,
                 ..Default::default()
             };
-            let request = key::AcknowledgeNoticesRequest { notices: vec![notice] };
+            let send_time = Some(to_proto(self.clock.now()));
+            let request = key::AcknowledgeNoticesRequest { notices: vec![notice], send_time };
             let request = made_for("service/notification-service", request).expect("an actor");
             let answer = sweeps.acknowledge_notices(request).await.expect("an answer").into_inner();
             let outcome = answer.results.first().expect("a result");
             assert_eq!(outcome.outcome(), key::NoticeOutcome::Recorded, "{outcome:?}");
         }
-        self.advance(at).await;
     }
 
     /// Stops it.

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use keysweep_e2e::installation::{Installation, SERVICES, create_account, generate, verify};
+use keysweep_e2e::account::{create_account, generate, verify};
+use keysweep_e2e::installation::{Installation, SERVICES};
 use keysweep_e2e::metrics::{Shown, scrape};
 use keysweep_e2e::wait;
 use service_kit::testing::Kind;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keysweep::clients::{Clients, made_for};
-use keysweep_e2e::installation::{Installation, create_account};
+use keysweep_e2e::account::create_account;
+use keysweep_e2e::installation::Installation;
 use keysweep_e2e::process::{Process, run};
 use keysweep_e2e::replica::{ADMIN, KeyFleet, KeyReplica};
 use keysweep_e2e::wait;

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use keysweep::clients::made_for;
-use keysweep_e2e::installation::{Installation, SERVICES, create_account};
+use keysweep_e2e::account::create_account;
+use keysweep_e2e::installation::{Installation, SERVICES};
 use keysweep_proto::key::v1 as key;
 use keysweep_proto::location::v2 as location;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};

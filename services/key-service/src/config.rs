@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use chrono::TimeDelta;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
+use service_kit::auth::AuthConfig;
 use service_kit::cli::CommonConfig;
 use service_kit::config::{Faults, Validate, load_from};
 use service_kit::db::DatabaseConfig;
@@ -16,6 +17,7 @@ use service_kit::telemetry::{LogConfig, MetricsConfig, TracesConfig};
 use crate::app::keys::KeySettings;
 use crate::app::verify::{GuessSettings, MemoryBounds};
 use crate::domain::sweep::{Breaker, Cadence, SweepPolicy};
+use crate::grpc::SURFACE;
 
 /// The built-in settings, naming every one.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -37,6 +39,8 @@ const RETENTION_DAYS: RangeInclusive<u32> = 120..=36_500;
 pub struct Config {
     /// Where it listens.
     pub server: ServerConfig,
+    /// Whom it trusts.
+    pub auth: AuthConfig,
     /// Where its data is.
     pub database: DatabaseConfig,
     /// Where its peppers and master keys are.
@@ -178,6 +182,10 @@ impl CommonConfig for Config {
         &self.server
     }
 
+    fn auth(&self) -> &AuthConfig {
+        &self.auth
+    }
+
     fn database(&self) -> &DatabaseConfig {
         &self.database
     }
@@ -198,6 +206,7 @@ impl CommonConfig for Config {
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
         self.server.validate(faults);
+        self.auth.validate(&self.server, &SURFACE, &[], faults);
         self.database.validate(faults);
         self.log.validate(faults);
         self.metrics.validate(faults);

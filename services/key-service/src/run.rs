@@ -6,6 +6,7 @@ use anyhow::Context;
 use futures::future::try_join_all;
 use sea_orm::DatabaseConnection;
 use service_kit::Deps;
+use service_kit::auth::{Surface, Trust};
 use service_kit::cli::Service;
 use service_kit::clock::JumpWatch;
 use service_kit::db;
@@ -27,7 +28,7 @@ use crate::app::upkeep::Upkeep;
 use crate::app::verify::{UsageRecorder, Verifier, VerifierParts};
 use crate::config::{Config, DEFAULTS};
 use crate::grpc::sweep::SweepGrpc;
-use crate::grpc::{ExtAuthz, KeyApi};
+use crate::grpc::{ExtAuthz, KeyApi, SURFACE};
 use crate::jobs::sweeper::SweeperJob;
 use crate::jobs::{CountFigures, EndOverlaps, FlushUses, FollowChanges, ForgetRequests};
 use crate::metrics::METRICS;
@@ -49,6 +50,7 @@ impl Service for KeyService {
     type Config = Config;
     type Migrator = Migrator;
     const METRICS: &'static [Metric] = METRICS;
+    const SURFACE: &'static Surface = &SURFACE;
 
     async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         run(config, deps, listener, shutdown).await
@@ -59,8 +61,9 @@ impl Service for KeyService {
 /// ends the jobs and stores the last uses.
 ///
 /// # Errors
-/// When the database, the key ring or the listener cannot be used, or the last uses cannot be stored.
+/// When the certificates, the database, the key ring or the listener cannot be used, or the last uses cannot be stored.
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let trust = Trust::open(&config.auth, &SURFACE, &deps.clock)?;
     let db = db::connect(&config.database).await?;
     if config.database.migrate_on_start {
         db::migrate::<Migrator>(&db).await?;
@@ -70,14 +73,17 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     // The jobs outlive the last call, so that what it left in memory is stored.
     let jobs_end = CancellationToken::new();
     let listening = parts.spawn_jobs(&config, &deps, &jobs_end);
+    trust.keep_current(&deps, jobs_end.clone());
 
-    let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown);
+    let server = GrpcServer::new(&config.server, &SURFACE, &trust, shutdown);
     let streams = server.streams();
     let served = server
         .add_service(ExtAuthz::server(parts.verifier.clone()))
         .add_service(KeyApi::server(parts.keys, parts.verifier, parts.audit))
         .add_service(SweepGrpc::new(parts.sweep, streams).into_server())
         .long_call("/keysweep.key.v1.KeyService/ImportApiKeys")
+        .frequent_call("/keysweep.key.v1.KeyService/VerifyKey")
+        .frequent_call("/envoy.service.auth.v3.Authorization/Check")
         .serve(listener)
         .await;
 

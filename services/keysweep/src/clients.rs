@@ -8,6 +8,7 @@ use keysweep_proto::location::v2::location_service_client::LocationServiceClient
 use keysweep_proto::location::v2::user_service_client::UserServiceClient;
 use keysweep_proto::notification::v1::notification_service_client::NotificationServiceClient;
 use service_kit::actor;
+use service_kit::auth::Trust;
 use service_kit::client::{ClientConfig, channel};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
@@ -38,17 +39,21 @@ impl Clients {
         let connect = |endpoint: &str| {
             let config =
                 ClientConfig { endpoint: endpoint.to_owned(), connect_timeout_ms: 5_000, request_timeout_ms: 60_000 };
-            channel(&config).with_context(|| format!("{endpoint} is no endpoint"))
+            channel(&config, &Trust::plaintext()).with_context(|| format!("{endpoint} is no endpoint"))
         };
-        let (key, location, notification) = (connect(key)?, connect(location)?, connect(notification)?);
-        Ok(Self {
+        Ok(Self::over(connect(key)?, connect(location)?, connect(notification)?))
+    }
+
+    /// Clients over these channels, one to each service.
+    pub fn over(key: Channel, location: Channel, notification: Channel) -> Self {
+        Self {
             keys: KeyServiceClient::new(key.clone()),
             sweeps: SweepServiceClient::new(key),
             agencies: AgencyServiceClient::new(location.clone()),
             locations: LocationServiceClient::new(location.clone()),
             users: UserServiceClient::new(location),
             notifications: NotificationServiceClient::new(notification),
-        })
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The settings of the service; `config.default.toml` documents each.
 
 use serde::Deserialize;
+use service_kit::auth::AuthConfig;
 use service_kit::cli::CommonConfig;
 use service_kit::client::ClientConfig;
 use service_kit::config::{Faults, Validate};
@@ -8,6 +9,8 @@ use service_kit::db::DatabaseConfig;
 use service_kit::keyring::KeyRingConfig;
 use service_kit::server::ServerConfig;
 use service_kit::telemetry::{LogConfig, MetricsConfig, TracesConfig};
+
+use crate::grpc::SURFACE;
 
 /// The built-in configuration, naming every setting.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -18,6 +21,8 @@ pub const DEFAULTS: &str = include_str!("../config.default.toml");
 pub struct Config {
     /// Where and how it listens.
     pub server: ServerConfig,
+    /// Whom it trusts.
+    pub auth: AuthConfig,
     /// Where its data is.
     pub database: DatabaseConfig,
     /// Where the secrets are that it seals keys under.
@@ -35,6 +40,7 @@ pub struct Config {
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
         self.server.validate(faults);
+        self.auth.validate(&self.server, &SURFACE, &[("key_service", &self.key_service)], faults);
         self.database.validate(faults);
         self.key_service.validate("key_service", faults);
         self.log.validate(faults);
@@ -46,6 +52,10 @@ impl Validate for Config {
 impl CommonConfig for Config {
     fn server(&self) -> &ServerConfig {
         &self.server
+    }
+
+    fn auth(&self) -> &AuthConfig {
+        &self.auth
     }
 
     fn database(&self) -> &DatabaseConfig {

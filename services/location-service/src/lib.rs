@@ -9,8 +9,8 @@
 //! that turning the setting on destroys every stored copy in the same transaction; that a mutation repeated under its
 //! `request_id` within 24 h happens once; and that everything but generation works while key-service is down.
 //!
-//! It does *not* keep, verify, reveal, rotate or revoke keys (key-service does), send anything to anybody, or authenticate
-//! callers: who a call is made for is what a trusted caller says.
+//! It does *not* keep, verify, reveal, rotate or revoke keys (key-service does), send anything to anybody, or log
+//! people in: who a call is made for is what a caller says that may name somebody.
 
 pub mod app;
 pub mod clients;
@@ -26,6 +26,7 @@ pub mod storage;
 use std::sync::Arc;
 
 use anyhow::Context;
+use service_kit::auth::{Surface, Trust};
 use service_kit::keyring::KeyRing;
 use service_kit::server::GrpcServer;
 use service_kit::telemetry::Metric;
@@ -39,8 +40,9 @@ pub use storage::Migrator;
 /// Serves until `shutdown`, then drains.
 ///
 /// # Errors
-/// When the database, the keyring or the listener cannot be used.
+/// When the certificates, the database, the keyring or the listener cannot be used.
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let trust = Trust::open(&config.auth, &grpc::SURFACE, &deps.clock)?;
     let database = db::connect(&config.database).await?;
     if config.database.migrate_on_start {
         db::migrate::<Migrator>(&database).await?;
@@ -50,13 +52,14 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let ring = KeyRing::load(&config.keyring, config.database.sqlite_path().as_deref(), may_create, &*deps.entropy)?;
     store.check_keyring(&ring).await?;
 
-    let keys = clients::KeyServiceClient::new(&config.key_service).context("key_service.endpoint")?;
+    let keys = clients::KeyServiceClient::new(&config.key_service, &trust).context("key_service.endpoint")?;
     let store: Arc<dyn app::ports::Store> = Arc::new(store);
     // Jobs end with the server, also where it ends by a fault.
     let jobs_end = shutdown.child_token();
     deps.jobs.spawn(Arc::new(jobs::ForgetRequests::new(store.clone())), deps.clock.clone(), jobs_end.clone());
+    trust.keep_current(&deps, jobs_end.clone());
     let app = app::App::new(store, Arc::new(keys), ring, deps.clock.clone(), deps.entropy.clone());
-    let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown);
+    let server = GrpcServer::new(&config.server, &grpc::SURFACE, &trust, shutdown);
     let served = grpc::register(server, app).serve(listener).await;
     jobs_end.cancel();
     deps.jobs.join().await;
@@ -74,6 +77,7 @@ impl cli::Service for LocationService {
     type Config = Config;
     type Migrator = Migrator;
     const METRICS: &'static [Metric] = &[];
+    const SURFACE: &'static Surface = &grpc::SURFACE;
 
     async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         run(config, deps, listener, shutdown).await

@@ -6,6 +6,7 @@ use std::time::Duration;
 use lettre::message::Mailbox;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use service_kit::auth::AuthConfig;
 use service_kit::cli::CommonConfig;
 use service_kit::client::ClientConfig;
 use service_kit::config::{Faults, Validate};
@@ -15,6 +16,7 @@ use service_kit::telemetry::{LogConfig, MetricsConfig, TracesConfig};
 
 use crate::domain::limits::SendLimits;
 use crate::email::{SmtpOptions, Tls};
+use crate::grpc::SURFACE;
 
 /// The built-in settings, every one with its meaning.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -25,6 +27,8 @@ pub const DEFAULTS: &str = include_str!("../config.default.toml");
 pub struct Config {
     /// Where it listens.
     pub server: ServerConfig,
+    /// Whom it trusts.
+    pub auth: AuthConfig,
     /// Where its data is.
     pub database: DatabaseConfig,
     /// How it logs.
@@ -140,6 +144,10 @@ impl CommonConfig for Config {
         &self.server
     }
 
+    fn auth(&self) -> &AuthConfig {
+        &self.auth
+    }
+
     fn database(&self) -> &DatabaseConfig {
         &self.database
     }
@@ -160,6 +168,8 @@ impl CommonConfig for Config {
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
         self.server.validate(faults);
+        let peers = [("key_service", &self.key_service), ("location_service", &self.location_service)];
+        self.auth.validate(&self.server, &SURFACE, &peers, faults);
         self.database.validate(faults);
         self.log.validate(faults);
         self.metrics.validate(faults);

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use service_kit::auth::Trust;
+use service_kit::client::Peer;
 use service_kit::ids::IdGenerator;
-use service_kit::{Deps, client, db};
+use service_kit::{Deps, db};
 
 use crate::app::rebuild::{RebuildProjection, Rebuilt};
 use crate::clients::Plans;
 use crate::config::Config;
+use crate::grpc::SURFACE;
 use crate::storage::{Migrator, Store};
 
 /// Rebuilds and says what was done.
@@ -38,10 +41,11 @@ pub async fn rebuild(config: Config, deps: &Deps) -> anyhow::Result<Rebuilt> {
     if config.database.migrate_on_start {
         db::migrate::<Migrator>(&database).await?;
     }
-    let channel = client::channel(&config.key_service).context("key_service.endpoint")?;
+    let trust = Trust::open(&config.auth, &SURFACE, &deps.clock)?;
+    let key_service = Peer::new(&config.key_service, &trust).context("key_service.endpoint")?;
     let store = Store::new(database.clone(), IdGenerator::new(deps.entropy.clone()), config.mail.domain());
     let rebuild = RebuildProjection {
-        source: Arc::new(Plans::new(channel, config.key_service.request_timeout())),
+        source: Arc::new(Plans::new(key_service, config.key_service.request_timeout())),
         store: Arc::new(store),
     };
     let done = rebuild.run(deps.clock.now()).await;

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use keysweep_proto::notification::v1::notification_service_server::NotificationServiceServer;
+use service_kit::auth::{Surface, Trust};
+use service_kit::client::Peer;
+use service_kit::clock::{Clock, FollowingClock};
 use service_kit::ids::IdGenerator;
 use service_kit::jobs::JobHandle;
 use service_kit::server::GrpcServer;
 use service_kit::telemetry::Metric;
-use service_kit::{Deps, cli, client, db};
+use service_kit::{Deps, cli, db};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -23,16 +26,17 @@ use crate::app::subscribe::{SharedStatus, Subscriber};
 use crate::clients::{People, Plans};
 use crate::config::{self, Config};
 use crate::email::{Maildir, SmtpTransport, Writer};
-use crate::grpc::NotificationApi;
-use crate::jobs::{AcknowledgeJob, DeliverJob, DispatchJob, FiguresJob, ForgetJob, Next};
+use crate::grpc::{NotificationApi, SURFACE};
+use crate::jobs::{AcknowledgeJob, DeliverJob, DispatchJob, FiguresJob, ForgetJob, Next, Timed};
 use crate::metrics::METRICS;
 use crate::storage::{Migrator, Store};
 
 /// Serves until `shutdown`, then drains. The peers and the mail server need not be there.
 ///
 /// # Errors
-/// When the database or the listener cannot be used.
+/// When the certificates, the database or the listener cannot be used.
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let trust = Trust::open(&config.auth, &SURFACE, &deps.clock)?;
     let database = db::connect(&config.database).await?;
     if config.database.migrate_on_start {
         db::migrate::<Migrator>(&database).await?;
@@ -42,17 +46,20 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let parts = Parts {
         config: &config,
         deps: &deps,
+        trust: &trust,
+        clock: Arc::new(FollowingClock::new(deps.clock.clone())),
         store: Arc::new(store),
         signals: Arc::default(),
         status: SharedStatus::default(),
     };
-    let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown.clone());
+    let server = GrpcServer::new(&config.server, &SURFACE, &trust, shutdown.clone());
     // Background work ends with the server, also where it ends by a fault.
     let end = shutdown.child_token();
     let plans = Plans::new(
-        client::channel(&config.key_service).context("key_service.endpoint")?,
+        Peer::new(&config.key_service, &trust).context("key_service.endpoint")?,
         config.key_service.request_timeout(),
     );
+    trust.keep_current(&deps, end.clone());
     let woken = parts.spawn_jobs(&plans, database.clone(), &end)?;
     let subscriber = parts.spawn_subscriber(plans, &end);
     let api = NotificationServiceServer::new(parts.api(server.streams()));
@@ -69,6 +76,9 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
 struct Parts<'a> {
     config: &'a Config,
     deps: &'a Deps,
+    trust: &'a Trust,
+    /// The time of the sweep, once key-service has told it.
+    clock: Arc<FollowingClock>,
     store: Arc<Store>,
     signals: Arc<Signals>,
     status: SharedStatus,
@@ -84,14 +94,14 @@ impl Parts<'_> {
             projection: self.store.clone(),
             status: self.status.clone(),
             signals: self.signals.clone(),
-            clock: self.deps.clock.clone(),
+            clock: self.clock.clone(),
             streams,
         }
     }
 
     /// This process, as the owner of leases: another one each time, so that none takes over what its predecessor left.
     fn owner(&self) -> String {
-        IdGenerator::new(self.deps.entropy.clone()).next("worker_", self.deps.clock.now())
+        IdGenerator::new(self.deps.entropy.clone()).next("worker_", self.clock.now())
     }
 
     fn spawn_jobs(
@@ -103,7 +113,7 @@ impl Parts<'_> {
         let Config { location_service, mail, .. } = self.config;
         let sender = mail.sender().context("mail.from")?;
         let people = People::new(
-            client::channel(location_service).context("location_service.endpoint")?,
+            Peer::new(location_service, self.trust).context("location_service.endpoint")?,
             location_service.request_timeout(),
         );
         let dispatch = Dispatch {
@@ -118,18 +128,21 @@ impl Parts<'_> {
             transport: self.transport(&sender)?,
             connections: Semaphore::new(mail.connections as usize),
             long_letter: Semaphore::new(1),
-            clock: self.deps.clock.clone(),
+            clock: self.clock.clone(),
             entropy: self.deps.entropy.clone(),
             owner: self.owner(),
             shutdown: end.clone(),
         };
-        let acknowledge = Acknowledge { store: self.store.clone(), sink: Arc::new(plans.clone()) };
+        let acknowledge =
+            Acknowledge { store: self.store.clone(), sink: Arc::new(plans.clone()), clock: self.clock.clone() };
         let (next_deliver, next_acknowledge) = (Next::default(), Next::default());
-        let spawn = |job| self.deps.jobs.spawn(job, self.deps.clock.clone(), end.clone());
-        next_acknowledge.set(spawn(Arc::new(AcknowledgeJob { acknowledge })));
-        next_deliver
-            .set(spawn(Arc::new(DeliverJob { deliver: Arc::new(deliver), acknowledge: next_acknowledge.clone() })));
-        let dispatch = spawn(Arc::new(DispatchJob { dispatch, deliver: next_deliver, acknowledge: next_acknowledge }));
+        let spawn = |job| self.deps.jobs.spawn(job, self.clock.clone(), end.clone());
+        let timed = |job| spawn(Arc::new(Timed { job, clock: self.clock.clone() }));
+        next_acknowledge.set(timed(Box::new(AcknowledgeJob { acknowledge })));
+        let deliver = DeliverJob { deliver: Arc::new(deliver), acknowledge: next_acknowledge.clone() };
+        next_deliver.set(timed(Box::new(deliver)));
+        let dispatch = DispatchJob { dispatch, deliver: next_deliver, acknowledge: next_acknowledge };
+        let dispatch = timed(Box::new(dispatch));
         spawn(Arc::new(ForgetJob { db: database }));
         let (store, projection, status) = (self.store.clone(), self.store.clone(), self.status.clone());
         spawn(Arc::new(FiguresJob { store, projection, status }));
@@ -152,7 +165,7 @@ impl Parts<'_> {
             store: self.store.clone(),
             signals: self.signals.clone(),
             status: self.status.clone(),
-            clock: self.deps.clock.clone(),
+            clock: self.clock.clone(),
         };
         let end = end.clone();
         tokio::spawn(async move { subscriber.run(end).await })
@@ -180,6 +193,7 @@ impl cli::Service for NotificationService {
     type Config = Config;
     type Migrator = Migrator;
     const METRICS: &'static [Metric] = METRICS;
+    const SURFACE: &'static Surface = &SURFACE;
 
     async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         run(config, deps, listener, shutdown).await

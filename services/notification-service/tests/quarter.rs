@@ -278,6 +278,44 @@ both_databases! {
         world.stop().await;
     }
 
+    async fn the_clock_of_the_sweep_counts_and_not_the_machines(db: TestDatabase) {
+        let mut world = World::start(&db).await;
+        world.peer.admin("agy_1", "usr_a", "a@acme.example");
+        plan(&world).await;
+        let times = |world: &World| -> Vec<_> {
+            world.peer.notices().iter().map(|one| one.deliver_time.as_ref().and_then(from_proto)).collect()
+        };
+        world.clock.set_to(world.clock.now() - TimeDelta::days(2));
+        world.advance(TimeDelta::minutes(1)).await;
+        assert_eq!(times(&world), [Some(due(15))]);
+        world.clock.set_to(world.clock.now() + TimeDelta::days(12));
+        world.restart().await;
+        world.settle().await;
+        assert_eq!(world.told("usr_a").await, told(&[("D15", 3)]), "by its own clock D7 would be due");
+        world.advance(due(7) - due(15)).await;
+        assert_eq!(times(&world), [Some(due(15)), Some(due(7))]);
+        let known = world.subscription().await.expect("the service");
+        assert_eq!(known.sweep_time.as_ref().and_then(from_proto), Some(due(7)));
+        world.stop().await;
+    }
+
+    async fn nothing_goes_out_before_the_time_was_heard(db: TestDatabase) {
+        let mut world = World::start(&db).await;
+        world.peer.admin("agy_1", "usr_a", "a@acme.example");
+        plan(&world).await;
+        world.stop_peers();
+        world.clock.advance_to(due(15) + TimeDelta::hours(7));
+        world.restart().await;
+        world.settle().await;
+        assert_eq!((world.told("usr_a").await, world.subscription().await.expect("it serves").sweep_time), (told(&[]), None));
+        world.start_peers().await;
+        world.settle().await;
+        assert_eq!(world.told("usr_a").await[0], ("D15".to_owned(), 3));
+        let sent = world.peer.sent_at().last().copied().flatten();
+        assert_eq!(sent, Some(due(15) + TimeDelta::hours(7)), "a report says when it was sent");
+        world.stop().await;
+    }
+
     async fn keys_that_are_spared_are_announced_and_their_mail_is_cancelled(db: TestDatabase) {
         let mut world = World::start(&db).await;
         world.peer.admin("agy_1", "usr_a", "a@acme.example");

@@ -1,7 +1,6 @@
 //! The commands that every service binary has.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::Deps;
+use crate::auth::{AuthConfig, AuthMode, Surface, Trust};
 use crate::client::ClientConfig;
 use crate::config::Validate;
 use crate::db::DatabaseConfig;
@@ -28,6 +28,8 @@ use crate::telemetry::{self, LogConfig, Metric, MetricsConfig, TracesConfig};
 pub trait CommonConfig {
     /// Where it listens.
     fn server(&self) -> &ServerConfig;
+    /// Whom it trusts.
+    fn auth(&self) -> &AuthConfig;
     /// Where its data is.
     fn database(&self) -> &DatabaseConfig;
     /// How it logs.
@@ -50,6 +52,8 @@ pub trait Service {
     type Migrator: MigratorTrait;
     /// What it shows besides what all services do.
     const METRICS: &'static [Metric];
+    /// What it serves, and to whom.
+    const SURFACE: &'static Surface;
 
     /// Runs until `shutdown`, then drains.
     fn run(
@@ -132,7 +136,7 @@ fn try_execute<S: Service>(command: Command, file: Option<&Path>) -> anyhow::Res
             println!("the configuration is valid");
             Ok(())
         }
-        Command::Healthcheck => runtime.block_on(healthcheck(config.server().listen)),
+        Command::Healthcheck => runtime.block_on(healthcheck(&config, S::SURFACE)),
     }
 }
 
@@ -167,19 +171,22 @@ pub fn stop_on_signals(shutdown: CancellationToken) -> anyhow::Result<()> {
 
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
-async fn healthcheck(mut listen: SocketAddr) -> anyhow::Result<()> {
+async fn healthcheck(config: &impl CommonConfig, surface: &Surface) -> anyhow::Result<()> {
+    let mut listen = config.server().listen;
     if listen.ip().is_unspecified() {
         let loopback: std::net::IpAddr =
             if listen.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
         listen.set_ip(loopback);
     }
+    let trust = Trust::open(config.auth(), surface, &Deps::system().clock)?;
+    let scheme = if config.auth().mode == AuthMode::Mtls { "https" } else { "http" };
     let timeout_ms = HEALTHCHECK_TIMEOUT.as_secs() * 1_000;
     let config = ClientConfig {
-        endpoint: format!("http://{listen}"),
+        endpoint: format!("{scheme}://{listen}"),
         connect_timeout_ms: timeout_ms,
         request_timeout_ms: timeout_ms,
     };
-    let mut client = HealthClient::new(crate::client::channel(&config)?);
+    let mut client = HealthClient::new(crate::client::channel_to_self(&config, &trust)?);
     let check = client.check(HealthCheckRequest { service: String::new() });
     let answer = tokio::time::timeout(HEALTHCHECK_TIMEOUT, check)
         .await

@@ -2,13 +2,13 @@
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::time::truncate;
+use crate::time::{from_micros, truncate};
 
 /// Tells the time in microseconds, and waits for an instant.
 pub trait Clock: Send + Sync + Debug {
@@ -27,6 +27,9 @@ pub trait Clock: Send + Sync + Debug {
 
     /// Waits until [`Clock::now`] has reached `at`; returns at once when it has already.
     fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()>;
+
+    /// Waits until `by` has been lived through, whatever the clock is set to meanwhile.
+    fn sleep(&self, by: Duration) -> BoxFuture<'_, ()>;
 }
 
 /// A clock that many tasks share.
@@ -42,7 +45,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     fn now(&self) -> DateTime<Utc> {
-        truncate(Utc::now())
+        // Before 1970 no clock is right, and none is asked to tell by how much it is wrong.
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
     }
 
     fn lived(&self) -> Duration {
@@ -64,6 +69,10 @@ impl Clock for SystemClock {
                 tokio::time::sleep(left.min(LOOK_AGAIN)).await;
             }
         })
+    }
+
+    fn sleep(&self, by: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(tokio::time::sleep(by))
     }
 }
 
@@ -124,6 +133,98 @@ impl Clock for SimulatedClock {
             // The sender lives as long as `self`, so waiting cannot fail.
             let _ = changes.wait_for(|now| *now >= at).await;
         })
+    }
+
+    fn sleep(&self, by: Duration) -> BoxFuture<'_, ()> {
+        let mut changes = self.now.subscribe();
+        let until = self.lived().saturating_add(by);
+        Box::pin(async move {
+            // As above.
+            let _ = changes.wait_for(|_| self.lived() >= until).await;
+        })
+    }
+}
+
+/// A clock that follows another process's, as far as that one tells its time: what this machine's is set to is then of no account.
+/// Until something was heard it shows the machine's.
+///
+/// It is never behind the other clock by more than the machines' monotonic clocks drift apart between two messages, and ahead of it
+/// by the time at most that passed between the question and the answer.
+#[derive(Debug)]
+pub struct FollowingClock {
+    own: SharedClock,
+    /// What the other clock showed when no time had been lived through.
+    origin: Mutex<Option<DateTime<Utc>>>,
+}
+
+impl FollowingClock {
+    /// Shows what `own` does until it hears of another.
+    pub fn new(own: SharedClock) -> Self {
+        Self { own, origin: Mutex::default() }
+    }
+
+    /// Whether it follows another clock.
+    pub fn follows(&self) -> bool {
+        self.origin().is_some()
+    }
+
+    /// How far the machine's clock is ahead of the one that is followed.
+    pub fn own_lead(&self) -> Option<TimeDelta> {
+        self.follows().then(|| self.own.now() - self.now())
+    }
+
+    /// The other clock showed `at` after it was asked, at `asked` of the time lived.
+    pub fn answered(&self, asked: Duration, at: DateTime<Utc>) {
+        *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = at.checked_sub_signed(delta(asked));
+    }
+
+    /// The other clock showed `at` some while ago; answers how much later than that this one takes it to be.
+    pub fn heard(&self, at: DateTime<Utc>) -> TimeDelta {
+        let latest = at.checked_sub_signed(delta(self.own.lived()));
+        let mut origin = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
+        let late = origin.zip(latest).map_or(TimeDelta::zero(), |(origin, latest)| origin - latest);
+        // An answer is as old as it may be: what was told since then may show that it was older.
+        *origin = (*origin).max(latest);
+        late
+    }
+
+    fn origin(&self) -> Option<DateTime<Utc>> {
+        *self.origin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn delta(span: Duration) -> TimeDelta {
+    TimeDelta::from_std(span).unwrap_or(TimeDelta::MAX)
+}
+
+impl Clock for FollowingClock {
+    fn now(&self) -> DateTime<Utc> {
+        let followed = self.origin().and_then(|origin| origin.checked_add_signed(delta(self.own.lived())));
+        followed.map_or_else(|| self.own.now(), truncate)
+    }
+
+    fn lived(&self) -> Duration {
+        self.own.lived()
+    }
+
+    fn database_now(&self) -> Option<DateTime<Utc>> {
+        self.own.database_now()
+    }
+
+    fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            // What is heard meanwhile may move it.
+            while let Ok(left) = (at - self.now()).to_std() {
+                if left.is_zero() {
+                    return;
+                }
+                self.own.sleep(left.min(LOOK_AGAIN)).await;
+            }
+        })
+    }
+
+    fn sleep(&self, by: Duration) -> BoxFuture<'_, ()> {
+        self.own.sleep(by)
     }
 }
 
@@ -190,6 +291,44 @@ mod tests {
         clock.advance(TimeDelta::seconds(10) - TimeDelta::microseconds(1));
         assert!((&mut sleep).now_or_never().is_none());
         clock.advance(TimeDelta::microseconds(1));
+        assert!(sleep.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_sleep_is_as_long_as_the_time_lived_whatever_the_clock_is_set_to() {
+        let clock = SimulatedClock::new(crate::time::from_micros(0));
+        let mut sleep = clock.sleep(Duration::from_secs(10));
+        clock.set_to(clock.now() + TimeDelta::days(1));
+        assert!((&mut sleep).now_or_never().is_none());
+        clock.set_to(clock.now() - TimeDelta::days(9));
+        clock.advance(TimeDelta::seconds(10));
+        assert!(sleep.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_follows_another_shows_its_time_whatever_its_own_is_set_to() {
+        let start = crate::time::from_micros(1_000_000_000_000);
+        let (own, seconds) = (Arc::new(SimulatedClock::new(start)), TimeDelta::seconds);
+        let clock = FollowingClock::new(own.clone());
+        own.set_to(start - TimeDelta::hours(6));
+        assert_eq!((clock.follows(), clock.own_lead(), clock.now()), (false, None, start - TimeDelta::hours(6)));
+        let asked = clock.lived();
+        own.advance(seconds(3));
+        clock.answered(asked, start + seconds(1));
+        assert_eq!(clock.now(), start + seconds(4), "the answer may be as old as the question");
+        assert_eq!(clock.own_lead(), Some(-TimeDelta::hours(6) - seconds(1)));
+        own.set_to(start + TimeDelta::days(20));
+        own.advance(seconds(10));
+        assert_eq!(clock.now(), start + seconds(14));
+
+        assert_eq!(clock.heard(start + seconds(12)), seconds(2), "perhaps it was under way for so long");
+        assert_eq!(clock.now(), start + seconds(14));
+        clock.heard(start + seconds(15));
+        assert_eq!(clock.now(), start + seconds(15), "it was behind");
+
+        let mut sleep = clock.sleep_until(start + seconds(16));
+        assert!((&mut sleep).now_or_never().is_none());
+        own.advance(seconds(1));
         assert!(sleep.now_or_never().is_some());
     }
 

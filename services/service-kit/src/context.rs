@@ -1,21 +1,83 @@
 //! What travels with a call beside its message.
 
+use std::fmt;
 use std::net::SocketAddr;
 
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use crate::actor::Actor;
+use crate::ids::CallId;
 
 /// The metadata key of the call's own id, taken from the caller or made here, echoed and logged.
 pub const REQUEST_ID_KEY: &str = "x-request-id";
 /// The metadata key of the W3C trace context.
 pub const TRACEPARENT_KEY: &str = "traceparent";
 
+const MAX_REQUEST_ID_CHARS: usize = 128;
+
+/// The id of a call: its text is made when it is asked for, since most calls end without anybody asking.
+#[derive(Clone, Debug, Default)]
+pub struct RequestId(Origin);
+
+#[derive(Clone, Debug, Default)]
+enum Origin {
+    #[default]
+    None,
+    Caller(HeaderValue),
+    Made(CallId),
+}
+
+impl RequestId {
+    /// An id that a caller sent. `None`: not 1 to 128 visible ASCII characters.
+    pub fn of_caller(value: &HeaderValue) -> Option<Self> {
+        let chars = value.as_bytes();
+        let well_formed = (1..=MAX_REQUEST_ID_CHARS).contains(&chars.len()) && chars.iter().all(u8::is_ascii_graphic);
+        well_formed.then(|| Self(Origin::Caller(value.clone())))
+    }
+
+    /// An id of our own.
+    pub fn made(id: CallId) -> Self {
+        Self(Origin::Made(id))
+    }
+
+    /// Whether the caller sent it.
+    pub fn is_the_callers(&self) -> bool {
+        matches!(self.0, Origin::Caller(_))
+    }
+
+    /// The id as a header. `None`: there is none.
+    pub fn to_header(&self) -> Option<HeaderValue> {
+        match &self.0 {
+            Origin::None => None,
+            Origin::Caller(value) => Some(value.clone()),
+            Origin::Made(id) => HeaderValue::try_from(id.to_string()).ok(),
+        }
+    }
+}
+
+impl From<&str> for RequestId {
+    /// An id that travelled as text; anything that cannot be one is none.
+    fn from(text: &str) -> Self {
+        HeaderValue::from_str(text).ok().and_then(|value| Self::of_caller(&value)).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Origin::None => Ok(()),
+            Origin::Caller(value) => f.write_str(value.to_str().unwrap_or_default()),
+            Origin::Made(id) => id.fmt(f),
+        }
+    }
+}
+
 /// What travels with a call beside its message. The server's layer puts it into the request's extensions.
 #[derive(Clone, Debug, Default)]
 pub struct RequestContext {
     /// The `x-request-id`, of the caller or made here.
-    pub request_id: String,
+    pub request_id: RequestId,
     /// The W3C `traceparent`, if the caller sent a well-formed one.
     pub traceparent: Option<String>,
     /// Who the call is made for, if the caller said.
@@ -50,7 +112,20 @@ pub fn is_traceparent(value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_traceparent;
+    use super::*;
+
+    #[test]
+    fn only_visible_ascii_of_a_bounded_length_is_an_id() {
+        for good in ["r-1", &"x".repeat(128)] {
+            let id = RequestId::from(good);
+            assert!(id.is_the_callers());
+            assert_eq!((id.to_string().as_str(), id.to_header()), (good, HeaderValue::from_str(good).ok()));
+        }
+        for bad in ["", "a b", "\u{e4}", "tab\t", &"x".repeat(129)] {
+            let id = RequestId::from(bad);
+            assert_eq!((id.to_string(), id.to_header()), (String::new(), None), "{bad:?}");
+        }
+    }
 
     #[test]
     fn only_well_formed_trace_contexts_are_taken() {

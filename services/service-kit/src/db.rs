@@ -5,8 +5,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
+use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::postgres::PgConnectOptions;
-use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr,
     RuntimeErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
@@ -92,7 +93,12 @@ pub async fn connect(config: &DatabaseConfig) -> anyhow::Result<DatabaseConnecti
                 .pragma("secure_delete", "ON")
         });
         #[cfg(feature = "testing")]
-        crate::testing::commits::watch(&mut options);
+        let judge = crate::testing::commits::judge_of_this_thread();
+        options.map_sqlx_sqlite_pool_opts(move |pool| {
+            #[cfg(feature = "testing")]
+            let pool = crate::testing::commits::watch(pool, judge.clone());
+            pool.after_release(|connection, _| Box::pin(is_idle(connection)))
+        });
         return Database::connect(options)
             .await
             .with_context(|| format!("cannot open the SQLite database {}", path.display()));
@@ -112,6 +118,18 @@ pub async fn connect_existing(config: &DatabaseConfig) -> anyhow::Result<Databas
         anyhow::ensure!(path.exists(), "there is no SQLite database {}", path.display());
     }
     connect(config).await
+}
+
+/// Whether a connection has no transaction left, once what was told it last is done.
+///
+/// Where the disk is full, SQLite ends a transaction by itself, and its ROLLBACK fails: sqlx then takes all that follows for a part of
+/// that transaction, and a commit within it may be none. Such a connection is closed.
+async fn is_idle(connection: &mut SqliteConnection) -> Result<bool, sea_orm::sqlx::Error> {
+    if connection.is_in_transaction() {
+        // Perhaps it was only told to roll back.
+        connection.ping().await?;
+    }
+    Ok(!connection.is_in_transaction())
 }
 
 /// Any number does, as long as every service and replica takes the same one: each has its own database.
@@ -151,21 +169,28 @@ pub async fn begin_write(db: &DatabaseConnection) -> Result<DatabaseTransaction,
 pub fn is_unavailable(error: &DbErr) -> bool {
     match error {
         DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => true,
-        DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e)) => {
-            match &**e {
-                sea_orm::sqlx::Error::Io(_)
-                | sea_orm::sqlx::Error::PoolTimedOut
-                | sea_orm::sqlx::Error::PoolClosed
-                | sea_orm::sqlx::Error::WorkerCrashed => true,
-                // Class 57P: the server is shutting down or starting up; 08: connection exceptions; 53: out of resources.
-                sea_orm::sqlx::Error::Database(e) => {
-                    e.code().is_some_and(|c| c.starts_with("57P") || c.starts_with("08") || c.starts_with("53"))
-                }
-                _ => false,
-            }
-        }
+        DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e)) => match &**e {
+            sea_orm::sqlx::Error::Io(_)
+            | sea_orm::sqlx::Error::PoolTimedOut
+            | sea_orm::sqlx::Error::PoolClosed
+            | sea_orm::sqlx::Error::WorkerCrashed => true,
+            sea_orm::sqlx::Error::Database(e) => e.code().is_some_and(|code| is_outage(&code)),
+            _ => false,
+        },
         _ => false,
     }
+}
+
+/// Whether this code of PostgreSQL or SQLite means that the database cannot work for now.
+fn is_outage(code: &str) -> bool {
+    // SQLite's codes have fewer than five digits, and the kind of error in the lowest byte: 10 the file cannot be read or
+    // written, 13 the disk is full, 14 the file cannot be opened.
+    if let Some(number) = code.parse::<u32>().ok().filter(|_| code.len() < 5) {
+        return matches!(number & 0xff, 10 | 13 | 14);
+    }
+    // PostgreSQL's: 57P the server is shutting down or starting up, 08 connection exceptions, 53 out of resources, such as a full
+    // disk, 58 errors of the system below.
+    ["57P", "08", "53", "58"].iter().any(|class| code.starts_with(class))
 }
 
 /// Whether the error means that two transactions met, so that the whole transaction is worth repeating at once.
@@ -186,5 +211,68 @@ fn database_code(error: &DbErr) -> Option<String> {
     match &**e {
         sea_orm::sqlx::Error::Database(e) => e.code().map(Into::into),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_told_from_what_does_not() {
+        for code in ["57P01", "08006", "53100", "58030", "13", "10", "778", "4874", "14", "526"] {
+            assert!(is_outage(code), "{code}");
+        }
+        for code in ["23505", "40001", "42601", "57014", "19", "2067", "1", "5", "517", ""] {
+            assert!(!is_outage(code), "{code}");
+        }
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod broken_transactions {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::testing::commits::{CommitJudge, judge_commits};
+    use crate::testing::{Kind, TestDatabase};
+
+    /// Lets nothing be committed while it refuses; SQLite then ends the transaction, as where the disk is full.
+    #[derive(Debug)]
+    struct Refuses(AtomicBool);
+
+    impl CommitJudge for Refuses {
+        fn allows(&self) -> bool {
+            !self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_committed_after_a_transaction_broke_off_is_there_for_all() {
+        let database = TestDatabase::new(Kind::Sqlite);
+        let judge = Arc::new(Refuses(AtomicBool::new(false)));
+        judge_commits(judge.clone());
+        let config = DatabaseConfig { max_connections: 1, ..database.config() };
+        let (db, other) = (connect(&config).await.expect("open"), connect(&config).await.expect("open"));
+        db.execute_unprepared("CREATE TABLE things (id INTEGER PRIMARY KEY)").await.expect("a table");
+        let insert = async |id: u32| {
+            let transaction = begin_write(&db).await.expect("begun");
+            transaction.execute_unprepared(&format!("INSERT INTO things VALUES ({id})")).await.expect("written");
+            transaction
+        };
+
+        judge.0.store(true, Ordering::SeqCst);
+        insert(1).await.commit().await.expect_err("refused");
+        judge.0.store(false, Ordering::SeqCst);
+        drop(insert(2).await);
+        insert(3).await.commit().await.expect("committed");
+        let rows = other.query_all_raw(sea_orm::Statement::from_string(
+            DatabaseBackend::Sqlite,
+            "SELECT id FROM things".to_owned(),
+        ));
+        let ids: Vec<i64> =
+            rows.await.expect("rows").iter().map(|row| row.try_get("", "id").expect("a number")).collect();
+        assert_eq!(ids, [3]);
     }
 }

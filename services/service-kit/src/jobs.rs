@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -160,20 +160,22 @@ async fn drive(
     mut inbox: mpsc::Receiver<Option<Reply>>,
     work: Arc<AtomicU64>,
 ) {
-    let period = TimeDelta::from_std(job.period()).unwrap_or(TimeDelta::MAX);
     let mut reply = None;
     loop {
-        let now = clock.now();
-        activate(&*job, now, reply.take(), &work).await;
-        let next = now.checked_add_signed(period).unwrap_or(DateTime::<Utc>::MAX_UTC);
+        // By the time lived: a clock that is set back must not keep a job waiting.
+        let next = clock.sleep(job.period());
+        activate(&*job, clock.now(), reply.take(), &work).await;
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
             request = inbox.recv() => match request {
                 Some(request) => reply = request,
-                None => clock_or_shutdown(&clock, next, &shutdown).await,
+                None => tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = clock.sleep(job.period()) => {}
+                },
             },
-            () = clock.sleep_until(next) => {}
+            () = next => {}
         }
         if shutdown.is_cancelled() {
             return;
@@ -214,13 +216,6 @@ async fn activate(job: &dyn Reconciler, now: DateTime<Utc>, reply: Option<Reply>
     }
 }
 
-async fn clock_or_shutdown(clock: &SharedClock, next: DateTime<Utc>, shutdown: &CancellationToken) {
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        () = clock.sleep_until(next) => {}
-    }
-}
-
 fn report(name: &'static str, result: &anyhow::Result<JobReport>) {
     let outcome = match result {
         Ok(report) if report.work > 0 => {
@@ -238,6 +233,8 @@ fn report(name: &'static str, result: &anyhow::Result<JobReport>) {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
     use crate::clock::SimulatedClock;
 

@@ -2,14 +2,16 @@
 //!
 //! Its nouns: a [`clock::Clock`] and an [`entropy::Entropy`] that are passed, never fetched; ids, instants and page tokens; the
 //! [`actor::Actor`] a call is made for and the [`context::RequestContext`] it travels in; field violations and gRPC
-//! statuses; configuration in layers; a database connection that is tuned and migrated; a ring of secrets; idempotent
+//! statuses; [`auth::Trust`] between services; configuration in layers; a database connection that is tuned and migrated; a ring of secrets; idempotent
 //! requests; reconcilers; and a gRPC server and client with the habits of the house.
 //!
 //! It guarantees that a wrong configuration is refused with every fault listed before a port is bound, that a server
-//! drains in the right order, and that secrets it holds cannot be printed. It does *not* know what a key, an agency or a
+//! drains in the right order, that a caller reaches what the policy lists and nothing else, and that secrets it holds cannot be
+//! printed. It does *not* know what a key, an agency or a
 //! notice is, and it owns no table but that of idempotent requests.
 
 pub mod actor;
+pub mod auth;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::actor::Actor;
 use crate::page::PageError;
 use crate::violations::Violations;
 
@@ -77,6 +78,8 @@ impl StatusBuilder {
 /// Details grow by a third on the way, being base64, and the message by its blanks, which take three bytes each.
 const DETAILS_BYTES: usize = 7_500;
 const MESSAGE_BYTES: usize = 2_000;
+/// The longest method of ours has half as many.
+const MAX_METHOD_CHARS: usize = 150;
 
 /// INVALID_ARGUMENT that names every field at fault, in the message too, for those who see nothing else. Of a great many
 /// faults it names the first.
@@ -116,6 +119,25 @@ pub fn draining() -> Status {
 /// DEADLINE_EXCEEDED, of the caller's deadline or the server's limit.
 pub fn deadline_exceeded() -> Status {
     StatusBuilder::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call took longer than its deadline").build()
+}
+
+/// PERMISSION_DENIED: the policy does not open the method at `path` to the caller of this identity.
+pub fn caller_not_allowed(identity: &str, path: &str) -> Status {
+    // A path comes from outside, and the status travels in headers.
+    let method: String = path.chars().filter(char::is_ascii_graphic).skip(1).take(MAX_METHOD_CHARS).collect();
+    StatusBuilder::new(Code::PermissionDenied, "CALLER_NOT_ALLOWED", format!("{identity} may not call {method}"))
+        .metadata("caller", identity)
+        .metadata("method", method)
+        .build()
+}
+
+/// PERMISSION_DENIED: the policy does not let the caller of this identity act for `actor`.
+pub fn caller_may_not_name_actor(identity: &str, actor: &Actor) -> Status {
+    let message = format!("{identity} may not act for {actor}");
+    StatusBuilder::new(Code::PermissionDenied, "CALLER_MAY_NOT_NAME_ACTOR", message)
+        .metadata("caller", identity)
+        .metadata("actor", actor.to_string())
+        .build()
 }
 
 /// INVALID_ARGUMENT for a page that cannot be had.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use keysweep::clients::{Clients, made_for};
-use keysweep_e2e::installation::{Account, create_account};
+use keysweep_e2e::account::{Account, create_account};
 use keysweep_e2e::process::run;
 use keysweep_proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Request as HttpPart};
 use keysweep_proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;

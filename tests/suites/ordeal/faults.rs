@@ -32,8 +32,11 @@ impl Life {
                 }
             }
             let skewed = self.site.slots[place].skew != TimeDelta::zero();
-            if self.chance(if skewed { 0.3 } else { 0.01 }) {
-                let skew = if skewed { TimeDelta::zero() } else { self.draw_skew(place) };
+            let which = self.site.slots[place].which;
+            // notification-service's stay wrong for long: people must be told in time by the others', or late and counted so.
+            let (set, heal) = if which == Which::Notification { (0.15, 0.05) } else { (0.01, 0.3) };
+            if self.chance(if skewed { heal } else { set }) {
+                let skew = if skewed { TimeDelta::zero() } else { self.draw_skew(which) };
                 self.ledger.totals.jumps += u64::from(!skewed);
                 self.say(format!("the clock of {place} is set to {skew} from true"));
                 self.site.set_clock(place, skew);
@@ -69,12 +72,13 @@ impl Life {
         Ok(())
     }
 
-    pub(super) fn draw_skew(&mut self, place: usize) -> TimeDelta {
-        // Where notices are told late by a clock that stands behind, nobody else can know: that is not promised.
-        if self.chance(0.5) || self.site.slots[place].which == Which::Notification {
+    pub(super) fn draw_skew(&mut self, which: Which) -> TimeDelta {
+        // Longer than a stage's window, so that it would show if people were told by it.
+        let behind = if which == Which::Notification { 2 * 1_440 } else { 6 * 60 };
+        if self.chance(0.5) {
             TimeDelta::minutes(self.random.random_range(1..20 * 1_440))
         } else {
-            -TimeDelta::minutes(self.random.random_range(1..6 * 60))
+            -TimeDelta::minutes(self.random.random_range(1..behind))
         }
     }
 

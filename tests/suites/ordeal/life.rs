@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
@@ -18,7 +17,7 @@ use service_kit::db::{self, DatabaseConfig};
 
 use crate::ledger::{Ledger, Totals, files_with};
 use crate::people::Deed;
-use crate::site::{Site, Slot};
+use crate::site::Site;
 use crate::world::World;
 
 pub(crate) const IDLE: TimeDelta = TimeDelta::days(90);
@@ -26,6 +25,9 @@ pub(crate) const TICK: TimeDelta = TimeDelta::microseconds(1);
 const WINDOW: TimeDelta = TimeDelta::hours(6);
 /// When the last lot of a sweep is closed: 14 days after it, and a look.
 const CLOSED: TimeDelta = TimeDelta::hours(14 * 24 + 2);
+
+/// For so many moments at most events are waited for where nothing fails.
+const CALM_MOMENTS: u32 = 4_000;
 
 /// What came of a life.
 pub(crate) struct Outcome {
@@ -185,7 +187,7 @@ impl Life {
         self.operate().await?;
         self.work().await?;
         if self.chance(0.8) {
-            self.hear(20).await?;
+            self.site.hear(&self.ledger, 20).await?;
         }
         if self.chance(0.4) {
             self.work().await?;
@@ -201,9 +203,9 @@ impl Life {
         let mut failed = Vec::new();
         for _ in 0..12 {
             let before = self.work_done();
-            if !self.hear(4_000).await? {
+            if !self.site.hear(&self.ledger, CALM_MOMENTS).await? || !self.site.know_the_time(CALM_MOMENTS).await? {
                 let heads = self.ledger.heads().await?;
-                self.ledger.violated(format!("I8: events do not arrive: {heads:?}"));
+                self.ledger.violated(format!("I8: events or the time do not arrive: {heads:?}"));
                 break;
             }
             failed.clear();
@@ -234,11 +236,6 @@ impl Life {
             self.ledger.totals.crashes += 1;
             self.ledger.totals.crashes_at_commits += 1;
             self.say(format!("process {place} died at a commit"));
-        }
-        let skewed = |slot: &Slot| slot.which == Which::Notification && slot.skew != TimeDelta::zero();
-        if self.site.slots.iter().any(skewed) {
-            // Leases of emails are told by each process's own clock: while they differ, two may send one.
-            self.site.post.note_disturbance();
         }
         let now = self.now();
         self.ledger.look(&mut self.world, &self.site.post, now).await?;
@@ -293,21 +290,6 @@ impl Life {
         }
     }
 
-    /// Lets events arrive, for so many moments at most; answers whether all have.
-    pub(super) async fn hear(&mut self, moments: u32) -> anyhow::Result<bool> {
-        for moment in 0..moments {
-            let (head, applied) = self.ledger.heads().await?;
-            if applied >= head {
-                return Ok(true);
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            if moment % 4 == 3 {
-                self.site.pass(Duration::from_millis(500)).await;
-            }
-        }
-        Ok(false)
-    }
-
     /// The last judgement.
     pub(super) async fn end(mut self) -> anyhow::Result<Outcome> {
         if self.ledger.violations.is_empty() {
@@ -331,24 +313,12 @@ impl Life {
         let (auditor, database) = self.site.start_auditor().await?;
         let replayed = connect(database.clone()).await?;
         let witness = Ledger::open(connect(self.site.database(Which::Key)).await?, replayed);
-        let mut heard = false;
-        for moment in 0..4_000 {
-            let (head, applied) = witness.heads().await?;
-            heard = applied >= head;
-            if heard {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            if moment % 4 == 3 {
-                auditor.pass(Duration::from_millis(500)).await;
-                self.site.pass(Duration::from_millis(500)).await;
-            }
-        }
+        self.site.slots.push(auditor);
+        let heard = self.site.hear(&witness, CALM_MOMENTS).await?;
         if !heard {
             self.ledger.violated("I7: the history is not heard from its first event".to_owned());
         }
-        self.ledger.compare_with(&connect(database).await?).await?;
-        auditor.crash().await
+        self.ledger.compare_with(&connect(database).await?).await
     }
 
     /// No key that nobody asked for, no secret on disk, an unbroken audit.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use keysweep::clients::Clients;
 use keysweep::suite::Which;
+use keysweep_proto::notification::v1::GetSubscriptionRequest;
 use service_kit::Deps;
 use service_kit::cli::Service;
 use service_kit::clock::SimulatedClock;
@@ -172,6 +173,12 @@ impl Replica {
             tokio::time::sleep(POLL).await;
         }
         Ok(false)
+    }
+
+    /// Whether it, a notification-service, has heard the time of the sweep since it was started.
+    pub(crate) async fn knows_the_time(&self) -> anyhow::Result<bool> {
+        let answer = self.clients.notifications.clone().get_subscription(GetSubscriptionRequest {}).await?;
+        Ok(answer.get_ref().sweep_time.is_some())
     }
 
     /// Lets time pass for its timers.

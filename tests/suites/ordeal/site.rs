@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::panic::Location;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use keysweep::suite::Which;
 use service_kit::clock::{Clock, SimulatedClock};
 use tempfile::TempDir;
 
+use crate::ledger::Ledger;
 use crate::link::{Link, Weather};
 use crate::replica::{Birth, Replica};
 use keysweep_e2e::post::Post;
@@ -44,6 +46,7 @@ const NOWHERE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST
 /// A step that has not ended after this, in real time, is taken to wait for a timer.
 const PATIENCE: Duration = Duration::from_millis(60);
 const POLL: Duration = Duration::from_millis(15);
+const MOMENT: Duration = Duration::from_millis(2);
 /// How much time then passes for every timer, again and again.
 const PASS: Duration = Duration::from_millis(1_000);
 /// More than an hour: no timer of a call is as long.
@@ -112,8 +115,8 @@ impl Site {
         Ok(serves)
     }
 
-    /// Another notification-service on a database of its own, which hears everything from the first event.
-    pub(crate) async fn start_auditor(&self) -> anyhow::Result<(Replica, String)> {
+    /// Another notification-service on a database of its own, which hears everything from the first event, and where that lies.
+    pub(crate) async fn start_auditor(&self) -> anyhow::Result<(Slot, String)> {
         let Some(slot) = self.slots.iter().find(|slot| slot.which == Which::Notification) else { bail!("none") };
         let database = format!("sqlite:{}", self.folder.path().join("replayed.sqlite").display());
         let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -121,7 +124,9 @@ impl Site {
         let clock = Arc::new(SimulatedClock::new(self.truth.now()));
         let replica = Replica::start(Birth { which: slot.which, settings, listener, clock, seed: self.seed })?;
         replica.serves().await?;
-        Ok((replica, database))
+        let (skew, away_until, links) = (TimeDelta::zero(), self.truth.now(), Vec::new());
+        let auditor = Slot { which: slot.which, replica: Some(replica), skew, away_until, links, address: NOWHERE };
+        Ok((auditor, database))
     }
 
     fn settings(&self, slot: &Slot, database: &str) -> Vec<(String, String)> {
@@ -215,6 +220,7 @@ impl Site {
     pub(crate) fn advance_to(&self, at: DateTime<Utc>) {
         let passed = at - self.truth.now();
         self.truth.advance_to(at);
+        // key-service's processes come first: who is told the time meanwhile takes it for later than it is, not for earlier.
         for replica in self.slots.iter().filter_map(|slot| slot.replica.as_ref()) {
             replica.clock.advance(passed);
         }
@@ -229,9 +235,6 @@ impl Site {
             // The databases keep the true time.
             replica.clock.set_database_lead(-skew);
             slot.skew = skew;
-        }
-        if slot.which == Which::Notification {
-            self.post.note_disturbance();
         }
     }
 
@@ -249,25 +252,67 @@ impl Site {
     }
 
     /// Awaits a step to its end; where it waits for a timer, time passes for all timers.
-    pub(crate) async fn patiently<T>(&self, step: impl Future<Output = T>) -> T {
-        let mut step = std::pin::pin!(step);
-        tokio::select! {
-            biased;
-            done = &mut step => return done,
-            () = tokio::time::sleep(PATIENCE) => {}
-        }
-        for _ in 0..MOST_PASSES {
-            // A sender may give up on an answer that is under way.
-            self.post.note_disturbance();
-            self.pass(PASS).await;
+    #[track_caller]
+    pub(crate) fn patiently<T>(&self, step: impl Future<Output = T>) -> impl Future<Output = T> {
+        let asked_at = Location::caller();
+        async move {
+            let mut step = std::pin::pin!(step);
             tokio::select! {
                 biased;
                 done = &mut step => return done,
-                () = tokio::time::sleep(POLL) => {}
+                () = tokio::time::sleep(PATIENCE) => {}
+            }
+            for _ in 0..MOST_PASSES {
+                // A sender may give up on an answer that is under way.
+                self.post.note_disturbance();
+                self.pass(PASS).await;
+                tokio::select! {
+                    biased;
+                    done = &mut step => return done,
+                    () = tokio::time::sleep(POLL) => {}
+                }
+            }
+            let lives: Vec<_> =
+                self.slots.iter().map(|slot| slot.replica.as_ref().map(|one| one.fuse.clone())).collect();
+            panic!("a step of {asked_at} does not end, whatever time passes, at {}: {lives:?}", self.truth.now());
+        }
+    }
+
+    /// Lets events arrive, for so many moments at most; answers whether all have.
+    pub(crate) async fn hear(&self, ledger: &Ledger, moments: u32) -> anyhow::Result<bool> {
+        for moment in 0..moments {
+            let (head, applied) = ledger.heads().await?;
+            if applied >= head {
+                return Ok(true);
+            }
+            self.moment(moment).await;
+        }
+        Ok(false)
+    }
+
+    /// Waits, for so many moments at most, until every living notification-service has heard the time.
+    pub(crate) async fn know_the_time(&self, moments: u32) -> anyhow::Result<bool> {
+        for place in self.alive(Which::Notification) {
+            let Some(replica) = &self.slots[place].replica else { continue };
+            let (mut knows, mut moment) = (replica.knows_the_time().await?, 0);
+            while !knows && moment < moments {
+                self.moment(moment).await;
+                moment += 1;
+                knows = replica.knows_the_time().await?;
+            }
+            if !knows {
+                return Ok(false);
             }
         }
-        let alive: Vec<_> = Which::ALL.into_iter().flat_map(|which| self.alive(which)).collect();
-        panic!("a step does not end, whatever time passes; alive: {alive:?}, at {}", self.truth.now());
+        Ok(true)
+    }
+
+    /// A moment of real time, and now and then one of the simulated.
+    async fn moment(&self, number: u32) {
+        tokio::time::sleep(MOMENT).await;
+        if number % 4 == 3 {
+            self.pass(Duration::from_millis(500)).await;
+        }
     }
 
     /// Lets time pass for all timers of all processes.

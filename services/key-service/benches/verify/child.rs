@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use key_service::{Config, DEFAULTS};
+use key_service::{Config, DEFAULTS, KeyService};
+use service_kit::cli::Service;
 use service_kit::{Deps, db, telemetry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +32,7 @@ pub(crate) enum Server {
 pub(crate) async fn serve() -> anyhow::Result<()> {
     let config: Config = service_kit::config::load(DEFAULTS, None)?;
     telemetry::init_logging(&config.log)?;
-    telemetry::serve_metrics(&config.metrics)?;
+    telemetry::serve_metrics(&config.metrics, KeyService::METRICS)?;
     let ring = Arc::new(Ring::parse(std::fs::read_to_string(&config.keyring.path)?)?);
     let pool = db::connect(&config.database).await?;
     let mut listeners = Vec::new();

@@ -8,6 +8,8 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use keysweep_proto::key::v1::key_service_client::KeyServiceClient;
+use service_kit::Deps;
+use service_kit::auth::{CertificateFiles, Trust};
 use service_kit::cli;
 use service_kit::client::{ClientConfig, channel};
 use service_kit::violations::is_deceptive;
@@ -23,6 +25,33 @@ pub struct ImportOptions {
     /// The running service
     #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
     endpoint: String,
+    #[command(flatten)]
+    certificates: Certificates,
+}
+
+/// What is shown to a service that takes no plaintext, and whom it is believed from. All three, for an https:// endpoint
+#[derive(Args, Debug)]
+struct Certificates {
+    /// PEM file with a certificate that the service lets import, such as one for spiffe://keysweep/operator
+    #[arg(long, value_name = "FILE", requires_all = ["private_key", "ca"])]
+    certificate: Option<PathBuf>,
+    /// PEM file with its private key
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    private_key: Option<PathBuf>,
+    /// PEM file with the authorities that the service's certificate may come from
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    ca: Option<PathBuf>,
+}
+
+impl Certificates {
+    fn trust(&self) -> anyhow::Result<Trust> {
+        let (Some(certificate), Some(private_key), Some(ca)) = (&self.certificate, &self.private_key, &self.ca) else {
+            return Ok(Trust::plaintext());
+        };
+        let files =
+            CertificateFiles { certificate: certificate.clone(), private_key: private_key.clone(), ca: ca.clone() };
+        Trust::of_client(files, &Deps::system().clock)
+    }
 }
 
 const CONNECT_TIMEOUT_MS: u64 = 5_000;
@@ -47,13 +76,14 @@ fn run(options: &ImportOptions) -> anyhow::Result<ImportSummary> {
     let mut table = Table::default();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let trust = options.certificates.trust()?;
     let summary = runtime.block_on(async {
         let config = ClientConfig {
             endpoint: options.endpoint.clone(),
             connect_timeout_ms: CONNECT_TIMEOUT_MS,
             request_timeout_ms: CONNECT_TIMEOUT_MS,
         };
-        let channel = channel(&config).with_context(|| format!("{} is no endpoint", options.endpoint))?;
+        let channel = channel(&config, &trust).with_context(|| format!("cannot call {}", options.endpoint))?;
         let observe = |event: ImportEvent<'_>| match event {
             ImportEvent::Refused(refused) => bar.suspend(|| table.row(refused)),
             ImportEvent::Progress { bytes, summary } => {

@@ -135,7 +135,7 @@ pub(super) fn verification_to_proto(verification: Verification) -> proto::Verify
     if let Some(key) = verification.key {
         response.key_id = key.key_id;
         response.owner = Some(owner_to_proto(key.owner));
-        response.scopes = key.scopes.as_slice().to_vec();
+        response.scopes = key.scopes.into_vec();
         response.plan_id = key.plan_id.unwrap_or_default();
     }
     response

@@ -40,7 +40,7 @@ impl KeyApi {
 
 fn caller<T>(request: &Request<T>) -> Caller {
     let RequestContext { actor, request_id, caller, peer, .. } = context::of(request);
-    Caller { actor, call_id: request_id, origin: Origin { caller, peer } }
+    Caller { actor, call_id: request_id.to_string(), origin: Origin { caller, peer } }
 }
 
 pub(super) fn invalid(faults: Violations) -> Status {

@@ -10,7 +10,7 @@ use service_kit::jobs::{JobReport, Reconciler};
 use crate::app::verify::UsageRecorder;
 use crate::metrics::{KEYS_IN_MEMORY, USAGE_FLUSH_LAG, USES_STORED, USES_WAITING};
 
-/// Stores the uses that wait in memory, each second, and says that it has.
+/// Stores the uses that wait in memory, each second, says that it has, and counts the answers that made them.
 #[derive(Debug)]
 pub struct FlushUses {
     recorder: Arc<UsageRecorder>,
@@ -34,6 +34,7 @@ impl Reconciler for FlushUses {
     }
 
     async fn activate(&self, _: DateTime<Utc>) -> anyhow::Result<JobReport> {
+        self.recorder.count();
         let stored = self.recorder.flush_some().await;
         let lag = self.recorder.lag().await.to_std().unwrap_or_default();
         metrics::gauge!(USAGE_FLUSH_LAG.name).set(lag.as_secs_f64());

@@ -26,8 +26,10 @@ pub(super) async fn store(
     tx: &DatabaseTransaction,
     rows: Vec<ImportCandidate>,
 ) -> Result<Vec<ImportOutcome>, StorageError> {
-    let mut known = known_references(tx, &rows).await?;
+    // In this order: where the same rows are committed elsewhere between the two readings, the second one sees them, and a row that is
+    // known is unchanged, whoever has its secret.
     let mut taken = taken_selectors(tx, &rows).await?;
+    let mut known = known_references(tx, &rows).await?;
     let mut outcomes = Vec::with_capacity(rows.len());
     let (mut inserts, mut events) = (Vec::new(), Vec::new());
     for row in rows {

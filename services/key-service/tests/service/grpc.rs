@@ -7,12 +7,14 @@ use key_service::{Config, run};
 use keysweep_proto::key::v1 as proto;
 use keysweep_proto::key::v1::key_service_client::KeyServiceClient;
 use secrecy::SecretString;
+use service_kit::auth::Trust;
 use service_kit::both_databases;
 use service_kit::client::{ClientConfig, channel};
 use service_kit::clock::SystemClock;
 use service_kit::testing::{TestDatabase, deps};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
@@ -35,7 +37,7 @@ impl Running {
         let stop = CancellationToken::new();
         let task = tokio::spawn(run(config, deps(Arc::new(SystemClock), seed), listener, stop.clone()));
         let client = ClientConfig { endpoint, connect_timeout_ms: 5_000, request_timeout_ms: 5_000 };
-        Self { client: KeyServiceClient::new(channel(&client).unwrap()), stop, task }
+        Self { client: KeyServiceClient::new(channel(&client, &Trust::plaintext()).unwrap()), stop, task }
     }
 
     async fn stop(self) {
@@ -135,6 +137,31 @@ both_databases! {
         assert_eq!(reason(&status), (Code::InvalidArgument, "PAGE_TOKEN_INVALID".into()));
         let status = running.client.get_api_key(proto::GetApiKeyRequest { key_id: "key_none".into() }).await.unwrap_err();
         assert_eq!(reason(&status), (Code::NotFound, "KEY_NOT_FOUND".into()));
+        running.stop().await;
+    }
+
+    async fn every_answer_is_told_its_id_but_a_verification_that_had_none(db: TestDatabase) {
+        let mut running = Running::start(&db, &ring_text(7), 1).await;
+        let id = |metadata: &MetadataMap| metadata.get("x-request-id").map(|id| id.to_str().unwrap().to_owned());
+        let verify = |source_ip: &str, id: Option<&'static str>| {
+            let mut request = Request::new(proto::VerifyKeyRequest {
+                secret: "unknown-secret".into(),
+                source_ip: source_ip.into(),
+                ..Default::default()
+            });
+            if let Some(id) = id {
+                request.metadata_mut().insert("x-request-id", id.parse().unwrap());
+            }
+            request
+        };
+        let answer = running.client.verify_key(verify("", Some("r-1"))).await.unwrap();
+        assert_eq!(id(answer.metadata()).as_deref(), Some("r-1"));
+        let answer = running.client.verify_key(verify("", None)).await.unwrap();
+        assert_eq!(id(answer.metadata()), None);
+        let status = running.client.verify_key(verify("nowhere", None)).await.unwrap_err();
+        assert_eq!(id(status.metadata()).map(|id| id.len()), Some(32));
+        let answer = running.client.list_api_keys(proto::ListApiKeysRequest::default()).await.unwrap();
+        assert_eq!(id(answer.metadata()).map(|id| id.len()), Some(32));
         running.stop().await;
     }
 

@@ -232,16 +232,16 @@ impl Play {
         }
     }
 
-    /// Waits until notification-service has applied every event that key-service has published.
+    /// Waits until notification-service has applied every event that key-service has published, and knows the time.
     async fn caught_up(&self) -> anyhow::Result<()> {
         let request = key::ListSweepPlansRequest { page_size: 1_000, ..Default::default() };
         let plans = self.clients.sweeps.clone().list_sweep_plans(request).await?.into_inner().sweep_plans;
         let head = plans.iter().map(|plan| plan.last_sequence).max().unwrap_or(0);
         let waiting = async {
             loop {
-                let applied =
+                let known =
                     self.clients.notifications.clone().get_subscription(GetSubscriptionRequest {}).await?.into_inner();
-                if applied.applied_sequence >= head {
+                if known.applied_sequence >= head && known.sweep_time.is_some() {
                     return anyhow::Ok(());
                 }
                 tokio::time::sleep(POLL).await;

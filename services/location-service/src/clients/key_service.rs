@@ -8,12 +8,12 @@ use keysweep_proto::error::v1::ErrorReason;
 use keysweep_proto::key::v1::key_service_client::KeyServiceClient as Client;
 use keysweep_proto::key::v1::{GenerateApiKeyRequest, GenerateApiKeyResponse, LocationRef, Owner, owner};
 use secrecy::SecretString;
-use service_kit::client::{self, ClientConfig};
+use service_kit::auth::Trust;
+use service_kit::client::{self, ClientConfig, EndpointError, Peer};
 use service_kit::context::RequestContext;
 use service_kit::time::{from_proto, to_proto};
 use service_kit::violations::Violations;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -28,7 +28,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// key-service, connected to when first asked: it may be down while everything else works.
 #[derive(Clone, Debug)]
 pub struct KeyServiceClient {
-    client: Client<Channel>,
+    client: Client<Peer>,
     timeout: Duration,
 }
 
@@ -36,9 +36,9 @@ impl KeyServiceClient {
     /// A client that connects when first used.
     ///
     /// # Errors
-    /// When the endpoint is no URL; a validated configuration has none such.
-    pub fn new(config: &ClientConfig) -> Result<Self, tonic::transport::Error> {
-        Ok(Self { client: Client::new(client::channel(config)?), timeout: config.request_timeout() })
+    /// When the endpoint is no URL, or not one that `trust` goes with; a validated configuration has none such.
+    pub fn new(config: &ClientConfig, trust: &Trust) -> Result<Self, EndpointError> {
+        Ok(Self { client: Client::new(Peer::new(config, trust)?), timeout: config.request_timeout() })
     }
 
     /// How long all attempts together may take.
@@ -53,7 +53,7 @@ impl KeyServiceClient {
 impl KeyGenerator for KeyServiceClient {
     async fn generate(&self, call: &Call, order: &KeyOrder) -> Result<GeneratedKey, KeyServiceError> {
         let context = RequestContext {
-            request_id: call.call_id.clone(),
+            request_id: call.call_id.as_str().into(),
             traceparent: call.traceparent.clone(),
             actor: Some(order.actor.clone()),
             deadline: call.deadline,

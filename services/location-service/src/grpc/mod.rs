@@ -12,6 +12,7 @@ mod users;
 use std::sync::Arc;
 
 use keysweep_proto::location::{v1, v2};
+use service_kit::auth::Surface;
 use service_kit::context;
 use service_kit::page;
 use service_kit::server::GrpcServer;
@@ -23,6 +24,18 @@ use crate::app::{App, Call};
 
 /// What one request may weigh. No valid one comes near it; so large, a text that is too long is refused by the name of its field.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
+
+/// What this service serves, and to whom unless it is told otherwise.
+pub const SURFACE: Surface = Surface {
+    descriptors: keysweep_proto::FILE_DESCRIPTOR_SET,
+    services: &[
+        v2::agency_service_server::SERVICE_NAME,
+        v2::location_service_server::SERVICE_NAME,
+        v2::user_service_server::SERVICE_NAME,
+        v1::user_service_server::SERVICE_NAME,
+    ],
+    policy: include_str!("../../policy.default.toml"),
+};
 
 /// The use cases on the wire.
 #[derive(Clone)]
@@ -56,7 +69,7 @@ fn open<T>(request: Request<T>) -> (Call, T) {
     let context = context::of(&request);
     let call = Call {
         actor: context.actor,
-        call_id: context.request_id,
+        call_id: context.request_id.to_string(),
         traceparent: context.traceparent,
         deadline: context.deadline,
     };

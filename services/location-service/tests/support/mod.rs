@@ -18,6 +18,7 @@ use location_service::storage::DatabaseStore;
 use location_service::{Config, Migrator, grpc};
 use recorder::Recorder;
 use secrecy::SecretString;
+use service_kit::auth::Trust;
 use service_kit::clock::SimulatedClock;
 use service_kit::entropy::SeededEntropy;
 use service_kit::keyring::KeyRing;
@@ -64,13 +65,13 @@ impl World {
         let record = statements.clone();
         connection.set_metric_callback(move |info| record.lock().expect("lock").push(info.statement.sql.clone()));
         let ring = KeyRing::load(&config.keyring, None, false, &*deps.entropy).expect("a ring");
-        let client = KeyServiceClient::new(&config.key_service).expect("a client");
+        let client = KeyServiceClient::new(&config.key_service, &Trust::plaintext()).expect("a client");
         let store = Arc::new(DatabaseStore::new(connection));
         let app = App::new(store, Arc::new(client), ring, deps.clock, deps.entropy);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = CancellationToken::new();
-        let server = GrpcServer::new(&config.server, keysweep_proto::FILE_DESCRIPTOR_SET, shutdown.clone());
+        let server = GrpcServer::new(&config.server, &grpc::SURFACE, &Trust::plaintext(), shutdown.clone());
         let task = tokio::spawn(grpc::register(server, app).serve(listener));
         let channel = Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect_lazy();
         (Self { db, clock, keys, channel, shutdown, task, seed: 1 }, statements)

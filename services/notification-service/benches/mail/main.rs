@@ -23,6 +23,7 @@ mod sink;
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -155,7 +156,7 @@ async fn measure(config: &DatabaseConfig, url: &str, name: &str) -> anyhow::Resu
     let (mails, connections) = (number("KEYSWEEP_BENCH_MAILS", 100_000), number("KEYSWEEP_BENCH_CONNECTIONS", 16));
     let folder = tempfile::tempdir()?;
     let (log, end) = (folder.path().join("service.log"), CancellationToken::new());
-    let peer = Peer::default();
+    let peer = Peer::new(Arc::new(SystemClock));
     let mails = plan(&peer, mails, SystemClock.now());
     let peers = format!("http://{}", peer.serve(None, end.clone()).await);
     let mut sink = Sink::start()?;
@@ -223,7 +224,7 @@ async fn measure(config: &DatabaseConfig, url: &str, name: &str) -> anyhow::Resu
 async fn long_letter() -> anyhow::Result<()> {
     let (folder, end) = (tempfile::tempdir()?, CancellationToken::new());
     let db = TestDatabase::new(Kind::Sqlite);
-    let (peer, mut sink) = (Peer::default(), Sink::start()?);
+    let (peer, mut sink) = (Peer::new(Arc::new(SystemClock)), Sink::start()?);
     let named: Vec<_> = (0..number("KEYSWEEP_BENCH_LOCATIONS", 250_000))
         .map(|n| (format!("loc_{n:08}"), format!("key_{n:08}")))
         .collect();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use service_kit::clock::SharedClock;
 
 use super::ports::{OwedReceipt, PeerError, ReceiptAnswer, ReceiptSink, ReceiptStore, StageNews, StorageError};
 use crate::metrics::RECEIPTS_REFUSED;
@@ -27,6 +28,8 @@ pub struct Acknowledge {
     pub store: Arc<dyn ReceiptStore>,
     /// Who takes them.
     pub sink: Arc<dyn ReceiptSink>,
+    /// The time that dates them.
+    pub clock: SharedClock,
 }
 
 impl Acknowledge {
@@ -42,7 +45,7 @@ impl Acknowledge {
                 return Ok(total);
             }
             let count = owed.len() as u64;
-            let (answers, head_sequence) = self.sink.acknowledge(&owed).await?;
+            let (answers, head_sequence) = self.sink.acknowledge(&owed, self.clock.now()).await?;
             if answers.len() != owed.len() {
                 let text = format!("{} receipts were handed in and {} answered", owed.len(), answers.len());
                 return Err(PeerError::Refused(text).into());

@@ -449,6 +449,8 @@ pub struct PlanMessage {
     pub event: Option<SweepEvent>,
     /// The last event there is.
     pub head_sequence: i64,
+    /// The time of the sweep when it was sent; heartbeats tell it.
+    pub server_time: Option<DateTime<Utc>>,
 }
 
 /// A subscription that is open.
@@ -473,8 +475,13 @@ pub trait RecipientSource: Send + Sync {
 /// key-service's book of receipts.
 #[async_trait]
 pub trait ReceiptSink: Send + Sync {
-    /// Hands receipts in; answers what became of each, in their order, and the last event there was then.
-    async fn acknowledge(&self, receipts: &[OwedReceipt]) -> Result<(Vec<ReceiptAnswer>, i64), PeerError>;
+    /// Hands receipts in, at `now` by the clock that dates them; answers what became of each, in their order, and the last event
+    /// there was then.
+    async fn acknowledge(
+        &self,
+        receipts: &[OwedReceipt],
+        now: DateTime<Utc>,
+    ) -> Result<(Vec<ReceiptAnswer>, i64), PeerError>;
 }
 
 /// A message ready to be sent.

@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::StreamExt;
-use service_kit::clock::SharedClock;
+use service_kit::clock::{Clock, FollowingClock};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,10 @@ use crate::metrics::{SUBSCRIPTION_BREAKS, SUBSCRIPTION_LAG_EVENTS};
 
 /// key-service sends a heartbeat every 15 s; after three missed ones the stream counts as dead.
 const SILENCE: Duration = Duration::from_secs(45);
+/// A time that may be wrong by more than this is asked for anew.
+const MOST_DOUBT: TimeDelta = TimeDelta::seconds(5);
+/// Own clocks that differ by more are told of.
+const OFFSET: TimeDelta = TimeDelta::seconds(10);
 /// Events applied in one transaction at most, where they have piled up.
 const BATCH: usize = 32;
 /// How long to wait before the first new try; doubles from there.
@@ -115,6 +119,8 @@ enum Broken {
         "key-service has another event {0} than the one applied here: its history was replaced, or is another database's"
     )]
     OtherHistory(i64),
+    #[error("key-service's time was under way for perhaps {} s, and is asked for anew", .0.num_seconds())]
+    Late(TimeDelta),
     #[error("nothing was heard for {} s", SILENCE.as_secs())]
     Silent,
     #[error("the stream was closed")]
@@ -133,6 +139,7 @@ impl Broken {
             Self::Peer(PeerError::Unavailable(_))
             | Self::Apply(ApplyError::Storage(_))
             | Self::Storage(_)
+            | Self::Late(_)
             | Self::Silent
             | Self::Closed => None,
         }
@@ -149,8 +156,8 @@ pub struct Subscriber {
     pub signals: Arc<Signals>,
     /// What is known of the stream.
     pub status: SharedStatus,
-    /// The time.
-    pub clock: SharedClock,
+    /// The time, which follows that of the sweep as key-service tells it.
+    pub clock: Arc<FollowingClock>,
 }
 
 impl Subscriber {
@@ -195,6 +202,7 @@ impl Subscriber {
         let known = self.store.cursor().await?;
         // From the event at the cursor on, where it is known: it must be the one that was applied.
         let after = if known.mark.is_empty() { known.sequence } else { known.sequence - 1 };
+        let mut asked = Some(self.clock.lived());
         let stream =
             tokio::time::timeout(SILENCE, self.source.subscribe(after)).await.map_err(|_| Broken::Silent)??;
         self.status.update(|s| s.connected_at = Some(self.clock.now()));
@@ -206,6 +214,9 @@ impl Subscriber {
                 .await
                 .map_err(|_| Broken::Silent)?
                 .ok_or(Broken::Closed)?;
+            for message in batch.iter().flatten() {
+                self.note_time(&mut asked, message.server_time)?;
+            }
             let (mut events, head, broken) = self.sort(batch);
             if let Some(head) = head.filter(|head| *head < known.sequence) {
                 return Err(Broken::Ahead { head, cursor: known.sequence });
@@ -227,6 +238,38 @@ impl Subscriber {
             if let Some(error) = broken {
                 return Err(error.into());
             }
+        }
+    }
+
+    /// Sets the clock by what key-service says of the time: first in answer to what was asked at `asked`, then by itself.
+    fn note_time(&self, asked: &mut Option<Duration>, told: Option<DateTime<Utc>>) -> Result<(), Broken> {
+        let Some(at) = told else { return Ok(()) };
+        let doubt = match asked.take() {
+            Some(asked) => {
+                let took = self.clock.lived().saturating_sub(asked);
+                let doubt = TimeDelta::from_std(took).unwrap_or(TimeDelta::MAX);
+                if doubt <= MOST_DOUBT {
+                    self.set_clock(asked, at);
+                }
+                doubt
+            }
+            None => self.clock.heard(at),
+        };
+        if doubt > MOST_DOUBT { Err(Broken::Late(doubt)) } else { Ok(()) }
+    }
+
+    fn set_clock(&self, asked: Duration, at: DateTime<Utc>) {
+        let (before, first) = (self.clock.own_lead().unwrap_or_default(), !self.clock.follows());
+        self.clock.answered(asked, at);
+        let lead = self.clock.own_lead().unwrap_or_default();
+        metrics::gauge!("keysweep_clock_offset_seconds").set(lead.as_seconds_f64());
+        if lead.abs() > OFFSET && before.abs() <= OFFSET {
+            let seconds = lead.num_seconds();
+            tracing::warn!(seconds, "this machine's clock differs from the sweep's, which alone counts here");
+        }
+        if first {
+            // What was due meanwhile is dispatched now.
+            self.signals.projection_changed();
         }
     }
 

@@ -26,7 +26,8 @@ fn required(text: String, what: &str) -> Result<String, PeerError> {
 }
 
 pub(super) fn message(it: key::SubscribeSweepPlansResponse) -> Result<PlanMessage, PeerError> {
-    Ok(PlanMessage { event: it.event.map(event).transpose()?, head_sequence: it.head_sequence })
+    let server_time = it.server_time.map(|at| instant(Some(at), "server_time")).transpose()?;
+    Ok(PlanMessage { event: it.event.map(event).transpose()?, head_sequence: it.head_sequence, server_time })
 }
 
 fn event(it: key::SweepEvent) -> Result<SweepEvent, PeerError> {
@@ -199,7 +200,7 @@ mod tests {
         let Err(PeerError::Refused(text)) = message(empty) else { panic!("taken") };
         assert!(text.contains("event_time"), "{text}");
         let heartbeat = key::SubscribeSweepPlansResponse { head_sequence: 7, ..Default::default() };
-        assert_eq!(message(heartbeat).ok(), Some(PlanMessage { event: None, head_sequence: 7 }));
+        assert_eq!(message(heartbeat).ok(), Some(PlanMessage { event: None, head_sequence: 7, server_time: None }));
         assert!(entry(key::Entry { key_id: "key_1".into(), ..Default::default() }).is_err());
         assert!(answer(key::NoticeResult::default()).is_err());
     }

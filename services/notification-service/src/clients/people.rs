@@ -6,8 +6,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use keysweep_proto::location::v2::ListNoticeRecipientsRequest;
 use keysweep_proto::location::v2::user_service_client::UserServiceClient;
-use service_kit::client::calling;
-use tonic::transport::Channel;
+use service_kit::client::{Peer, calling};
 
 use super::{convert, request};
 use crate::app::ports::{PeerError, RecipientSource, RecipientStream};
@@ -19,14 +18,14 @@ const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
 /// location-service.
 #[derive(Clone, Debug)]
 pub struct People {
-    client: UserServiceClient<Channel>,
+    client: UserServiceClient<Peer>,
     timeout: Duration,
 }
 
 impl People {
-    /// location-service behind this channel. `timeout` bounds the wait for each message.
-    pub fn new(channel: Channel, timeout: Duration) -> Self {
-        Self { client: UserServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES), timeout }
+    /// location-service and its replicas. `timeout` bounds the wait for each message.
+    pub fn new(peer: Peer, timeout: Duration) -> Self {
+        Self { client: UserServiceClient::new(peer).max_decoding_message_size(MAX_MESSAGE_BYTES), timeout }
     }
 }
 

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use keysweep_proto::key::v1::sweep_service_client::SweepServiceClient;
 use keysweep_proto::key::v1::{AcknowledgeNoticesRequest, SubscribeSweepPlansRequest};
-use service_kit::client::calling;
-use tonic::transport::Channel;
+use service_kit::client::{Peer, calling};
+use service_kit::time::to_proto;
 
 use super::{NAME, convert, request};
 use crate::app::ports::{OwedReceipt, PeerError, PlanSource, PlanStream, ReceiptAnswer, ReceiptSink};
@@ -18,14 +19,14 @@ const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 /// key-service.
 #[derive(Clone, Debug)]
 pub struct Plans {
-    client: SweepServiceClient<Channel>,
+    client: SweepServiceClient<Peer>,
     timeout: Duration,
 }
 
 impl Plans {
-    /// key-service behind this channel. `timeout` bounds a unary call.
-    pub fn new(channel: Channel, timeout: Duration) -> Self {
-        Self { client: SweepServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES), timeout }
+    /// key-service and its replicas. `timeout` bounds a unary call.
+    pub fn new(peer: Peer, timeout: Duration) -> Self {
+        Self { client: SweepServiceClient::new(peer).max_decoding_message_size(MAX_MESSAGE_BYTES), timeout }
     }
 }
 
@@ -48,11 +49,15 @@ impl PlanSource for Plans {
 
 #[async_trait]
 impl ReceiptSink for Plans {
-    async fn acknowledge(&self, receipts: &[OwedReceipt]) -> Result<(Vec<ReceiptAnswer>, i64), PeerError> {
+    async fn acknowledge(
+        &self,
+        receipts: &[OwedReceipt],
+        now: DateTime<Utc>,
+    ) -> Result<(Vec<ReceiptAnswer>, i64), PeerError> {
         let notices = receipts.iter().map(convert::notice).collect();
         let (mut client, timeout) = (self.client.clone(), self.timeout);
         let call = calling("keysweep.key.v1.SweepService/AcknowledgeNotices", || async move {
-            let mut asked = request(AcknowledgeNoticesRequest { notices });
+            let mut asked = request(AcknowledgeNoticesRequest { notices, send_time: Some(to_proto(now)) });
             asked.set_timeout(timeout);
             client.acknowledge_notices(asked).await
         });

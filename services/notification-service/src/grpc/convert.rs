@@ -139,7 +139,12 @@ pub(super) fn delivery(it: Delivery) -> proto::Delivery {
     }
 }
 
-pub(super) fn subscription(status: SubscriptionStatus, applied_sequence: i64, owed: Owed) -> proto::Subscription {
+pub(super) fn subscription(
+    status: SubscriptionStatus,
+    applied_sequence: i64,
+    owed: Owed,
+    time: Option<DateTime<Utc>>,
+) -> proto::Subscription {
     let lag = status.lag(applied_sequence).map(|lag| TimeDelta::from_std(lag).unwrap_or(TimeDelta::MAX));
     let fault = match status.fault {
         None => proto::SubscriptionFault::Unspecified,
@@ -163,5 +168,6 @@ pub(super) fn subscription(status: SubscriptionStatus, applied_sequence: i64, ow
         receipts_refused: owed.receipts_refused,
         deliveries_unsettled: owed.deliveries_unsettled,
         fault: fault.into(),
+        sweep_time: time.map(to_proto),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keysweep_proto::notification::v1::notification_service_server::NotificationService;
 use keysweep_proto::notification::v1::*;
 use service_kit::actor::actor_of;
-use service_kit::clock::SharedClock;
+use service_kit::clock::{Clock, FollowingClock};
 use service_kit::page;
 use service_kit::violations::Violations;
 use tokio_stream::wrappers::ReceiverStream;
@@ -49,7 +49,7 @@ pub struct NotificationApi {
     /// What streams are woken by.
     pub signals: Arc<Signals>,
     /// The time.
-    pub clock: SharedClock,
+    pub clock: Arc<FollowingClock>,
     /// Ends the streams.
     pub streams: CancellationToken,
 }
@@ -227,7 +227,8 @@ impl NotificationService for NotificationApi {
     async fn get_subscription(&self, _: Request<GetSubscriptionRequest>) -> Result<Response<Subscription>, Status> {
         let owed = self.receipts.count().await.map_err(CallError::from)?;
         let applied = self.projection.cursor().await.map_err(CallError::from)?.sequence;
-        Ok(Response::new(convert::subscription(self.status.get(), applied, owed)))
+        let time = self.clock.follows().then(|| self.clock.now());
+        Ok(Response::new(convert::subscription(self.status.get(), applied, owed, time)))
     }
 }
 

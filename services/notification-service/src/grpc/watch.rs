@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use keysweep_proto::notification::v1::{WatchBannersResponse, WatchNotificationsResponse};
+use service_kit::clock::Clock;
 use service_kit::status::draining;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sea_orm::DatabaseConnection;
 use serde_json::json;
+use service_kit::clock::{Clock, FollowingClock};
 use service_kit::idempotency;
 use service_kit::jobs::{JobHandle, JobReport, Reconciler};
 
@@ -37,6 +38,28 @@ impl Next {
         if let Some(handle) = self.0.get() {
             handle.signal();
         }
+    }
+}
+
+/// A job that does nothing until the time of the sweep is known: by it notices are due and dated.
+pub(crate) struct Timed {
+    pub(crate) job: Box<dyn Reconciler>,
+    pub(crate) clock: Arc<FollowingClock>,
+}
+
+#[async_trait]
+impl Reconciler for Timed {
+    fn name(&self) -> &'static str {
+        self.job.name()
+    }
+
+    fn period(&self) -> Duration {
+        self.job.period()
+    }
+
+    async fn activate(&self, _: DateTime<Utc>) -> anyhow::Result<JobReport> {
+        // The instant of the activation may have been read before it was.
+        if self.clock.follows() { self.job.activate(self.clock.now()).await } else { Ok(JobReport::default()) }
     }
 }
 

@@ -15,7 +15,7 @@ use keysweep_proto::notification::v1::*;
 use notification_service::Config;
 use notification_service::config::DEFAULTS;
 use service_kit::Deps;
-use service_kit::clock::{Clock, SimulatedClock};
+use service_kit::clock::{Clock, FollowingClock, SimulatedClock};
 use service_kit::testing::{TestDatabase, wait};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -59,7 +59,11 @@ impl World {
 
     pub async fn start_with(db: &TestDatabase, change: impl FnOnce(&mut Config)) -> Self {
         let clock = Arc::new(SimulatedClock::new(due(15) - TimeDelta::minutes(1)));
-        let (peer, smtp, peer_end) = (Peer::default(), Smtp::start().await, CancellationToken::new());
+        // The peers' clock stands right, whatever the service's is set to.
+        let truth = FollowingClock::new(clock.clone());
+        truth.answered(clock.lived(), clock.now());
+        let truth = Arc::new(truth);
+        let (peer, smtp, peer_end) = (Peer::new(truth), Smtp::start().await, CancellationToken::new());
         let address = peer.serve(None, peer_end.clone()).await;
         let mut config = config(db, address, &smtp);
         change(&mut config);
@@ -109,7 +113,8 @@ impl World {
         let channel =
             tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect_lazy();
         self.api = NotificationServiceClient::new(channel);
-        wait::until("the service to start", async || self.subscription().await).await;
+        let knows = |known: &Subscription| known.sweep_time.is_some() || !known.last_error.is_empty();
+        wait::until("the service to start", async || self.subscription().await.filter(knows)).await;
     }
 
     pub async fn stop(&mut self) {
@@ -133,6 +138,13 @@ impl World {
         self.peer_end.cancel();
     }
 
+    /// Where they were, with what they said.
+    pub async fn start_peers(&mut self) {
+        self.peer_end = CancellationToken::new();
+        let address = self.config.key_service.endpoint.trim_start_matches("http://").parse().expect("an address");
+        self.peer.serve(Some(address), self.peer_end.clone()).await;
+    }
+
     pub async fn subscription(&self) -> Option<Subscription> {
         Some(self.api.clone().get_subscription(GetSubscriptionRequest {}).await.ok()?.into_inner())
     }
@@ -140,9 +152,10 @@ impl World {
     /// Until every event is applied and no job finds work.
     pub async fn settle(&self) {
         wait::until("every event to be applied", async || {
-            let applied = self.subscription().await.expect("the service").applied_sequence;
+            let known = self.subscription().await.expect("the service");
             self.deps.jobs.settle().await.expect("jobs");
-            (applied == self.peer.head()).then_some(())
+            let timed = known.sweep_time.is_some() || self.peer_end.is_cancelled();
+            (timed && known.applied_sequence == self.peer.head()).then_some(())
         })
         .await;
     }

@@ -10,6 +10,7 @@ use keysweep_proto::key::v1::sweep_service_server::{SweepService, SweepServiceSe
 use keysweep_proto::key::v1::*;
 use keysweep_proto::location::v2 as location;
 use keysweep_proto::location::v2::user_service_server::{UserService, UserServiceServer};
+use service_kit::clock::SharedClock;
 use service_kit::status::StatusBuilder;
 use service_kit::time::{duration_to_proto, from_proto, to_proto};
 use tokio::net::TcpListener;
@@ -18,12 +19,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-#[derive(Default)]
 struct Said {
+    /// The time that it tells.
+    clock: SharedClock,
     events: Vec<SweepEvent>,
     /// When each lot will be deleted.
     lots: BTreeMap<(String, String), DateTime<Utc>>,
     notices: Vec<StageNotice>,
+    sent_at: Vec<Option<DateTime<Utc>>>,
     refuse: Option<String>,
     people: BTreeMap<String, Vec<location::NoticeRecipient>>,
     asked: Vec<usize>,
@@ -34,8 +37,26 @@ struct Said {
 }
 
 /// The peers.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Peer(Arc<Mutex<Said>>);
+
+impl Peer {
+    /// Peers that have said nothing yet and live in this time.
+    pub fn new(clock: SharedClock) -> Self {
+        Self(Arc::new(Mutex::new(Said {
+            clock,
+            events: Vec::new(),
+            lots: BTreeMap::new(),
+            notices: Vec::new(),
+            sent_at: Vec::new(),
+            refuse: None,
+            people: BTreeMap::new(),
+            asked: Vec::new(),
+            first: 0,
+            grown: watch::Sender::new(()),
+        })))
+    }
+}
 
 /// Leads of the stages in days.
 fn lead(stage: NoticeStage) -> TimeDelta {
@@ -157,6 +178,11 @@ impl Peer {
         self.said(|said| said.notices.clone())
     }
 
+    /// When each batch of receipts was sent.
+    pub fn sent_at(&self) -> Vec<Option<DateTime<Utc>>> {
+        self.said(|said| said.sent_at.clone())
+    }
+
     /// How many locations each call for people asked about.
     pub fn asked(&self) -> Vec<usize> {
         self.said(|said| said.asked.clone())
@@ -227,7 +253,9 @@ impl SweepService for Peer {
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
         let peer = self.clone();
         tokio::spawn(async move {
-            let heartbeat = SubscribeSweepPlansResponse { head_sequence: peer.head(), ..Default::default() };
+            let server_time = Some(to_proto(peer.said(|said| said.clock.now())));
+            let heartbeat =
+                SubscribeSweepPlansResponse { head_sequence: peer.head(), server_time, ..Default::default() };
             if sender.send(Ok(heartbeat)).await.is_err() {
                 return;
             }
@@ -263,8 +291,9 @@ impl SweepService for Peer {
         &self,
         request: Request<AcknowledgeNoticesRequest>,
     ) -> Result<Response<AcknowledgeNoticesResponse>, Status> {
-        let notices = request.into_inner().notices;
+        let AcknowledgeNoticesRequest { notices, send_time } = request.into_inner();
         let answer = self.said(|said| {
+            said.sent_at.push(send_time.as_ref().and_then(from_proto));
             let mut results = Vec::new();
             for notice in notices {
                 said.notices.push(notice.clone());

@@ -3,21 +3,21 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::time::Instant;
 use tonic::body::Body;
-use tonic::transport::server::TcpConnectInfo;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
+use super::admission::{Admitted, admit};
+use super::dispatch::Services;
 use super::methods::{Method, Methods};
 use crate::actor::{self, Actor};
-use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY, is_traceparent};
+use crate::context::{REQUEST_ID_KEY, RequestContext, RequestId, TRACEPARENT_KEY, is_traceparent};
 use crate::entropy::OsEntropy;
 use crate::ids::CallIds;
 use crate::status::{deadline_exceeded, invalid_fields, too_large, undecodable};
@@ -26,19 +26,37 @@ use crate::violations::Violations;
 
 /// Our own deadline ends a call just before tonic's does, which would call it CANCELLED.
 const BEFORE_TONIC: Duration = Duration::from_millis(5);
+const TIMEOUT_KEY: &str = "grpc-timeout";
+/// Among the headers of an answer that has no message.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-#[derive(Clone, Debug)]
-pub(super) struct ContextLayer {
+/// What holds for every call of a server.
+#[derive(Debug)]
+struct Rules {
     limit: Duration,
     /// Paths that the limit does not hold for.
-    long_calls: Arc<[&'static str]>,
-    methods: Arc<Methods>,
-    ids: Arc<CallIds>,
+    long_calls: Vec<&'static str>,
+    /// Paths of calls so many and so cheap that telling each an id would be much of their cost.
+    frequent_calls: Vec<&'static str>,
+    methods: Methods,
+    services: Services,
+    ids: CallIds,
 }
 
+/// Kept for as long as the process lives, as a server is: a shared count of who uses the rules would pass from processor to
+/// processor with every call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ContextLayer(&'static Rules);
+
 impl ContextLayer {
-    pub(super) fn new(limit: Duration, long_calls: Arc<[&'static str]>, methods: Methods) -> Self {
-        Self { limit, long_calls, methods: Arc::new(methods), ids: Arc::new(CallIds::new(&OsEntropy)) }
+    pub(super) fn new(
+        limit: Duration,
+        (long_calls, frequent_calls): (Vec<&'static str>, Vec<&'static str>),
+        methods: Methods,
+        services: Services,
+    ) -> Self {
+        let rules = Rules { limit, long_calls, frequent_calls, methods, services, ids: CallIds::new(&OsEntropy) };
+        Self(Box::leak(Box::new(rules)))
     }
 }
 
@@ -46,14 +64,14 @@ impl<S> Layer<S> for ContextLayer {
     type Service = ContextService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ContextService { inner, rules: self.clone() }
+        ContextService { inner, rules: self.0 }
     }
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct ContextService<S> {
     inner: S,
-    rules: ContextLayer,
+    rules: &'static Rules,
 }
 
 impl<S> Service<Request<Body>> for ContextService<S>
@@ -71,46 +89,88 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let started = Instant::now();
+        let rules = self.rules;
+        let path = request.uri().path();
+        let heard = Heard::of(request.headers());
         let mut end = End {
             started,
-            method: self.rules.methods.find(request.uri().path()),
-            request_id: header(request.headers(), REQUEST_ID_KEY)
-                .filter(|id| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()))
-                .map_or_else(|| self.rules.ids.next(), str::to_owned),
-            traceparent: header(request.headers(), TRACEPARENT_KEY)
-                .filter(|value| is_traceparent(value))
-                .map(str::to_owned),
+            method: rules.methods.find(path),
+            frequent: rules.frequent_calls.contains(&path),
+            request_id: heard.request_id.unwrap_or_else(|| RequestId::made(rules.ids.next())),
+            traceparent: heard.traceparent,
             span: None,
         };
         end.span = traces::enabled().then(|| end.span());
-        let actor = match actor_header(request.headers()) {
-            Ok(actor) => actor,
+        let Admitted { actor, caller, peer } = match admit(&request, heard.actor) {
+            Ok(admitted) => admitted,
             Err(status) => return Box::pin(std::future::ready(Ok(end.of(status.into_http())))),
         };
-        let own = (!self.rules.long_calls.contains(&request.uri().path())).then_some(self.rules.limit);
-        let limit = [own, caller_timeout(request.headers())].into_iter().flatten().min();
-        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        let own = (!rules.long_calls.contains(&path)).then_some(rules.limit);
+        let limit = [own, heard.timeout].into_iter().flatten().min();
         request.extensions_mut().insert(RequestContext {
             request_id: end.request_id.clone(),
             traceparent: end.span.as_ref().and_then(traces::of_span).or_else(|| end.traceparent.clone()),
             actor,
             deadline: limit.and_then(|limit| started.checked_add(limit)),
-            caller: None,
+            caller,
             peer,
         });
-        let answer = self.inner.call(request);
+        let mut answer = rules.services.call(request, |request| Box::pin(self.inner.call(request)));
         Box::pin(async move {
-            let mut answer = std::pin::pin!(answer);
             let response = match &end.span {
                 Some(span) => bounded(answer, limit).instrument(span.clone()).await,
                 // What is answered at the first look needs neither a span nor a timer: making both costs more than many an answer.
                 None => match futures::poll!(&mut answer) {
                     Poll::Ready(response) => response,
-                    Poll::Pending => bounded(answer, limit).instrument(end.span()).await,
+                    // Boxed, so that what is answered at the first look carries no room for them.
+                    Poll::Pending => Box::pin(bounded(answer, limit).instrument(end.span())).await,
                 },
             };
             response.map(|response| end.of(response))
         })
+    }
+}
+
+/// What the headers of a call say, read in one pass.
+struct Heard {
+    request_id: Option<RequestId>,
+    traceparent: Option<String>,
+    /// An actor that cannot be read must not pass for none at all.
+    actor: Result<Option<Actor>, Status>,
+    /// The caller's deadline.
+    timeout: Option<Duration>,
+}
+
+impl Heard {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut heard = Self { request_id: None, traceparent: None, actor: Ok(None), timeout: None };
+        for (name, value) in headers {
+            match name.as_str() {
+                REQUEST_ID_KEY => heard.request_id = heard.request_id.or_else(|| RequestId::of_caller(value)),
+                TRACEPARENT_KEY => {
+                    let text = value.to_str().ok().filter(|text| is_traceparent(text));
+                    heard.traceparent = heard.traceparent.or_else(|| text.map(str::to_owned));
+                }
+                actor::METADATA_KEY => heard.actor = another_actor(&heard.actor, value),
+                TIMEOUT_KEY => {
+                    heard.timeout = heard.timeout.or_else(|| value.to_str().ok().and_then(timeout));
+                }
+                _ => {}
+            }
+        }
+        heard
+    }
+}
+
+/// One call is made for one actor.
+fn another_actor(before: &Result<Option<Actor>, Status>, value: &HeaderValue) -> Result<Option<Actor>, Status> {
+    let parsed = value.to_str().ok().and_then(|text| text.parse().ok());
+    match (before, parsed) {
+        (Ok(None), Some(actor)) => Ok(Some(actor)),
+        _ => {
+            let field = format!("metadata {}", actor::METADATA_KEY);
+            Err(invalid_fields(&Violations::of(field, actor::MalformedActor.to_string())))
+        }
     }
 }
 
@@ -131,8 +191,10 @@ async fn bounded(
 /// and is not seen here.
 struct End {
     started: Instant,
-    method: Arc<Method>,
-    request_id: String,
+    method: &'static Method,
+    /// A success of such a call is told no id of ours: it leaves nothing behind that the id could lead to.
+    frequent: bool,
+    request_id: RequestId,
     traceparent: Option<String>,
     /// Made at once where calls are traced, else only for those that take a while.
     span: Option<Span>,
@@ -144,17 +206,17 @@ impl End {
     }
 
     fn of(&self, response: Response<Body>) -> Response<Body> {
-        let mut response = blame_the_sender(response);
-        if let Ok(mut value) = HeaderValue::from_str(&self.request_id) {
+        let (mut response, code) = match response.headers().get(&GRPC_STATUS) {
+            // A success tells its status behind its messages.
+            None => (response, Code::Ok),
+            Some(_) => blame_the_sender(response),
+        };
+        let told = !self.frequent || self.request_id.is_the_callers() || code != Code::Ok;
+        if let Some(mut value) = told.then(|| self.request_id.to_header()).flatten() {
             // Each is seen once: HTTP/2's table of header fields is not to learn it.
             value.set_sensitive(true);
-            response.headers_mut().insert(REQUEST_ID_KEY, value);
+            response.headers_mut().insert(HeaderName::from_static(REQUEST_ID_KEY), value);
         }
-        let code = response
-            .headers()
-            .get("grpc-status")
-            .and_then(|value| value.to_str().ok()?.parse::<i32>().ok())
-            .map_or(Code::Ok, Code::from_i32);
         let elapsed = self.started.elapsed();
         self.method.ended(code, elapsed);
         if let Some(span) = &self.span {
@@ -166,53 +228,37 @@ impl End {
         let millis = elapsed.as_micros() as f64 / 1_000.0;
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => {
-                tracing::error!(path, request_id, trace_id, ?code, millis, "call failed")
+                tracing::error!(path, %request_id, trace_id, ?code, millis, "call failed")
             }
-            _ => tracing::debug!(path, request_id, trace_id, ?code, millis, "call ended"),
+            _ => tracing::debug!(path, %request_id, trace_id, ?code, millis, "call ended"),
         }
         response
     }
 }
 
-/// tonic calls a message that it cannot decode INTERNAL, which it is not: anybody could fill the log with our faults. One
-/// that is too large it calls OUT_OF_RANGE, as if there were another to come.
-fn blame_the_sender(response: Response<Body>) -> Response<Body> {
+/// An answer without messages, and its code. tonic calls a message that it cannot decode INTERNAL, which it is not: anybody
+/// could fill the log with our faults. One that is too large it calls OUT_OF_RANGE, as if there were another to come.
+fn blame_the_sender(response: Response<Body>) -> (Response<Body>, Code) {
     const DECODING: &str = "failed to decode Protobuf message: ";
     const TOO_LARGE: &str = "Error, decoded message length too large: ";
-    let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty()) else {
-        return response;
-    };
+    let Some(status) = Status::from_header_map(response.headers()) else { return (response, Code::Ok) };
     let blamed = match status.code() {
+        _ if !status.details().is_empty() => None,
         Code::Internal => status.message().strip_prefix(DECODING).map(undecodable),
         Code::OutOfRange => status.message().strip_prefix(TOO_LARGE).map(too_large),
         _ => None,
     };
-    blamed.map_or(response, Status::into_http)
-}
-
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok()
-}
-
-/// An actor that cannot be read must not pass for none at all.
-fn actor_header(headers: &HeaderMap) -> Result<Option<Actor>, Status> {
-    let mut values = headers.get_all(actor::METADATA_KEY).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    let parsed = value.to_str().ok().and_then(|text| text.parse().ok());
-    match (parsed, values.next()) {
-        (Some(actor), None) => Ok(Some(actor)),
-        _ => {
-            let field = format!("metadata {}", actor::METADATA_KEY);
-            Err(invalid_fields(&Violations::of(field, actor::MalformedActor.to_string())))
+    match blamed {
+        Some(blamed) => {
+            let code = blamed.code();
+            (blamed.into_http(), code)
         }
+        None => (response, status.code()),
     }
 }
 
 /// `grpc-timeout`: up to 8 digits and a unit.
-fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = header(headers, "grpc-timeout")?;
+fn timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 {
         return None;
@@ -237,19 +283,19 @@ mod tests {
     #[test]
     fn a_message_that_cannot_be_decoded_is_the_senders_fault() {
         let decoding = Status::internal("failed to decode Protobuf message: A.b: buffer underflow").into_http();
-        let told = Status::from_header_map(blame_the_sender(decoding).headers()).expect("a status");
+        let told = Status::from_header_map(blame_the_sender(decoding).0.headers()).expect("a status");
         assert_eq!(told.code(), Code::InvalidArgument);
         assert!(told.message().contains("A.b: buffer underflow"), "{told:?}");
         assert_eq!(told.get_error_details().error_info().map(|info| info.reason.as_str()), Some("INVALID_FIELDS"));
         let large =
             Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes");
-        let told = Status::from_header_map(blame_the_sender(large.into_http()).headers()).expect("a status");
+        let told = Status::from_header_map(blame_the_sender(large.into_http()).0.headers()).expect("a status");
         assert_eq!(told.code(), Code::InvalidArgument);
         assert_eq!(told.message(), "the message is too large: found 9 bytes, the limit is: 8 bytes");
         let cursor = crate::status::StatusBuilder::new(Code::OutOfRange, "CURSOR_AHEAD", "ahead").build();
-        let told = Status::from_header_map(blame_the_sender(cursor.into_http()).headers()).expect("a status");
+        let told = Status::from_header_map(blame_the_sender(cursor.into_http()).0.headers()).expect("a status");
         assert_eq!(told.code(), Code::OutOfRange);
-        let own = Status::from_header_map(blame_the_sender(crate::status::internal().into_http()).headers());
+        let own = Status::from_header_map(blame_the_sender(crate::status::internal().into_http()).0.headers());
         assert_eq!(own.expect("a status").code(), Code::Internal);
     }
 
@@ -257,8 +303,8 @@ mod tests {
     fn timeouts_of_every_unit_are_read() {
         let read = |text: &'static str| {
             let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", HeaderValue::from_static(text));
-            caller_timeout(&headers)
+            headers.insert(TIMEOUT_KEY, HeaderValue::from_static(text));
+            Heard::of(&headers).timeout
         };
         assert_eq!(read("5S"), Some(Duration::from_secs(5)));
         assert_eq!(read("250m"), Some(Duration::from_millis(250)));
@@ -274,7 +320,7 @@ mod tests {
             for value in values {
                 headers.append(actor::METADATA_KEY, HeaderValue::from_bytes(value).expect("what a header can carry"));
             }
-            actor_header(&headers)
+            Heard::of(&headers).actor
         };
         assert!(matches!(read(&[]), Ok(None)));
         assert_eq!(read(&[b"user/usr_1"]).expect("an actor"), Some(Actor::User("usr_1".into())));

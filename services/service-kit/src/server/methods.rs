@@ -1,7 +1,7 @@
 //! The methods that a server knows, with their metrics at hand: finding those by their labels costs more than many a call.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use metrics::Histogram;
@@ -33,8 +33,8 @@ impl std::fmt::Debug for Method {
 }
 
 impl Method {
-    fn new(name: String) -> Arc<Self> {
-        Arc::new(Self { name, durations: [const { OnceLock::new() }; CODES] })
+    fn new(name: String) -> Self {
+        Self { name, durations: [const { OnceLock::new() }; CODES] }
     }
 
     /// Counts a call that ended.
@@ -56,8 +56,8 @@ impl Method {
 #[derive(Debug)]
 pub(super) struct Methods {
     /// By path, `/package.Service/Method`.
-    known: HashMap<String, Arc<Method>>,
-    unknown: Arc<Method>,
+    known: HashMap<String, Method>,
+    unknown: Method,
 }
 
 impl Methods {
@@ -81,8 +81,8 @@ impl Methods {
     }
 
     /// The method at a path.
-    pub(super) fn find(&self, path: &str) -> Arc<Method> {
-        self.known.get(path).unwrap_or(&self.unknown).clone()
+    pub(super) fn find(&self, path: &str) -> &Method {
+        self.known.get(path).unwrap_or(&self.unknown)
     }
 }
 

@@ -1,10 +1,15 @@
 //! The gRPC server of every service: health, reflection, limits, and a drain in the right order.
 
+mod admission;
+mod dispatch;
 mod layer;
 mod methods;
+mod tls;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,6 +17,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
+use tonic::codegen::BoxFuture;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
@@ -19,7 +25,10 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::Service;
 
+use self::dispatch::Services;
+use crate::auth::{BUILT_IN, Surface, Trust};
 use crate::config::{Faults, Validate};
+use crate::entropy::{Entropy, OsEntropy};
 
 /// Where and how a service listens.
 #[derive(Clone, Debug, Deserialize)]
@@ -35,6 +44,8 @@ pub struct ServerConfig {
     pub drain_notice_ms: u64,
     /// The most calls in flight on one connection.
     pub max_concurrent_streams: u32,
+    /// After how long a connection takes no further calls, so that clients connect anew, milliseconds. 0: never.
+    pub max_connection_age_ms: u64,
 }
 
 impl Validate for ServerConfig {
@@ -53,37 +64,48 @@ impl Validate for ServerConfig {
         if self.max_concurrent_streams == 0 {
             faults.push("server.max_concurrent_streams", "must be at least 1");
         }
+        if self.max_connection_age_ms != 0 && !CONNECTION_AGES_MS.contains(&self.max_connection_age_ms) {
+            let (least, most) = (CONNECTION_AGES_MS.start(), CONNECTION_AGES_MS.end());
+            faults.push("server.max_connection_age_ms", format!("must be 0 or lie between {least} and {most}"));
+        }
     }
 }
 
 /// A peer that answers no ping for this long is gone: its streams and memory are freed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shorter, and connecting would cost more than calling.
+const CONNECTION_AGES_MS: RangeInclusive<u64> = 1_000..=86_400_000;
 /// Real metadata takes a few hundred bytes.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
+
+/// A server that takes calls; done when it has stopped.
+type Serving = Pin<Box<dyn Future<Output = Result<(), tonic::transport::Error>> + Send>>;
 
 /// A gRPC server about to serve.
 #[derive(Debug)]
 pub struct GrpcServer {
     config: ServerConfig,
-    descriptors: &'static [u8],
-    routes: Routes,
-    names: Vec<&'static str>,
+    surface: &'static Surface,
+    trust: Trust,
+    services: Services,
     long_calls: Vec<&'static str>,
+    frequent_calls: Vec<&'static str>,
     shutdown: CancellationToken,
     streams: CancellationToken,
 }
 
 impl GrpcServer {
-    /// A server without services yet. `descriptors` is the encoded descriptor set that reflection shows; `shutdown` starts
-    /// the drain.
-    pub fn new(config: &ServerConfig, descriptors: &'static [u8], shutdown: CancellationToken) -> Self {
+    /// A server without services yet: those of `surface` must be added. `trust` says who may call them; `shutdown` starts the
+    /// drain.
+    pub fn new(config: &ServerConfig, surface: &'static Surface, trust: &Trust, shutdown: CancellationToken) -> Self {
         Self {
             config: config.clone(),
-            descriptors,
-            routes: Routes::default(),
-            names: Vec::new(),
+            surface,
+            trust: trust.clone(),
+            services: Services::default(),
             long_calls: Vec::new(),
+            frequent_calls: Vec::new(),
             shutdown,
             streams: CancellationToken::new(),
         }
@@ -93,16 +115,18 @@ impl GrpcServer {
     #[must_use]
     pub fn add_service<S>(mut self, service: S) -> Self
     where
-        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-            + NamedService
+        S: Service<
+                http::Request<Body>,
+                Response = http::Response<Body>,
+                Error = Infallible,
+                Future = BoxFuture<http::Response<Body>, Infallible>,
+            > + NamedService
             + Clone
             + Send
             + Sync
             + 'static,
-        S::Future: Send + 'static,
     {
-        self.names.push(S::NAME);
-        self.routes = self.routes.add_service(service);
+        self.services.add(service);
         self
     }
 
@@ -111,6 +135,14 @@ impl GrpcServer {
     #[must_use]
     pub fn long_call(mut self, path: &'static str) -> Self {
         self.long_calls.push(path);
+        self
+    }
+
+    /// Says that the method at `path` is called so often, and costs so little, that its successes are told no `x-request-id` but
+    /// the caller's own.
+    #[must_use]
+    pub fn frequent_call(mut self, path: &'static str) -> Self {
+        self.frequent_calls.push(path);
         self
     }
 
@@ -123,44 +155,29 @@ impl GrpcServer {
     /// the configured times.
     ///
     /// # Errors
-    /// When the listener fails or the descriptors are malformed.
-    pub async fn serve(self, listener: TcpListener) -> anyhow::Result<()> {
+    /// When the listener fails, the descriptors are malformed, or the services are not those of the surface.
+    pub async fn serve(mut self, listener: TcpListener) -> anyhow::Result<()> {
         let address = listener.local_addr().context("the listener has no address")?;
-        let (health, health_service) = tonic_health::server::health_reporter();
-        let routes = self.reflected_routes()?.add_service(health_service);
-        set_all(&health, &self.names, ServingStatus::Serving).await;
-
-        let methods = methods::Methods::of(&[
-            self.descriptors,
-            tonic_health::pb::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-        ])
-        .context("the descriptors of the methods")?;
-        let stop = CancellationToken::new();
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
-        let mut serving = std::pin::pin!(
-            tonic::transport::Server::builder()
-                .max_concurrent_streams(self.config.max_concurrent_streams)
-                .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-                .http2_max_header_list_size(MAX_HEADER_BYTES)
-                .layer(layer::ContextLayer::new(
-                    Duration::from_millis(self.config.request_timeout_ms),
-                    self.long_calls.as_slice().into(),
-                    methods
-                ))
-                .add_routes(routes)
-                .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned())
+        let names: Vec<_> = self.services.names().collect();
+        anyhow::ensure!(
+            names.iter().all(|name| self.surface.services.contains(name)) && names.len() == self.surface.services.len(),
+            "{names:?} are served where {:?} are announced",
+            self.surface.services
         );
-        tracing::info!(%address, services = ?self.names, "serving");
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let routes = self.reflection(&names)?.add_service(health_service);
+        set_all(&health, &names, ServingStatus::Serving).await;
+
+        let stop = CancellationToken::new();
+        let mut serving = self.accept(listener, routes, stop.clone())?;
+        tracing::info!(%address, services = ?names, "serving");
         tokio::select! {
             ended = &mut serving => return ended.context("the server ended"),
             () = self.shutdown.cancelled() => {}
         }
 
         tracing::info!(%address, "draining");
-        set_all(&health, &self.names, ServingStatus::NotServing).await;
+        set_all(&health, &names, ServingStatus::NotServing).await;
         let notice = tokio::time::sleep(Duration::from_millis(self.config.drain_notice_ms));
         tokio::select! {
             ended = &mut serving => return ended.context("the server ended"),
@@ -179,15 +196,56 @@ impl GrpcServer {
         Ok(())
     }
 
-    fn reflected_routes(&self) -> anyhow::Result<Routes> {
+    /// Takes calls until `stop`, over connections as `trust` has them.
+    fn accept(&mut self, listener: TcpListener, routes: Routes, stop: CancellationToken) -> anyhow::Result<Serving> {
+        let descriptors: Vec<_> = BUILT_IN.into_iter().chain([self.surface.descriptors]).collect();
+        let methods = methods::Methods::of(&descriptors).context("the descriptors of the methods")?;
+        let mut builder = tonic::transport::Server::builder();
+        if let Some(age) = self.connection_age() {
+            builder = builder.max_connection_age(age);
+        }
+        let router = builder
+            .max_concurrent_streams(self.config.max_concurrent_streams)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .layer(layer::ContextLayer::new(
+                Duration::from_millis(self.config.request_timeout_ms),
+                (std::mem::take(&mut self.long_calls), std::mem::take(&mut self.frequent_calls)),
+                methods,
+                std::mem::take(&mut self.services),
+            ))
+            .add_routes(routes);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+        let stopped = stop.cancelled_owned();
+        Ok(match self.trust.mutual() {
+            None => Box::pin(router.serve_with_incoming_shutdown(incoming, stopped)),
+            Some(mutual) => {
+                let incoming = tls::identified(incoming, mutual.clone());
+                Box::pin(router.serve_with_incoming_shutdown(incoming, stopped))
+            }
+        })
+    }
+
+    /// When a connection is old. Up to a tenth later than configured, by another amount in each process, so that clients do not come back
+    /// to all replicas at once. Calls that are in flight then, streams too, go on.
+    fn connection_age(&self) -> Option<Duration> {
+        let configured = self.config.max_connection_age_ms;
+        let mut random = [0; 8];
+        OsEntropy.fill(&mut random);
+        let later = u64::from_le_bytes(random) % (configured / 10 + 1);
+        (configured > 0).then(|| Duration::from_millis(configured + later))
+    }
+
+    fn reflection(&self, names: &[&'static str]) -> anyhow::Result<Routes> {
         let builder = || {
             let mut builder = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(self.descriptors)
+                .register_encoded_file_descriptor_set(self.surface.descriptors)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 .with_service_name("grpc.health.v1.Health")
                 .with_service_name("grpc.reflection.v1.ServerReflection")
                 .with_service_name("grpc.reflection.v1alpha.ServerReflection");
-            for name in &self.names {
+            for name in names {
                 builder = builder.with_service_name(*name);
             }
             builder
@@ -199,7 +257,7 @@ impl GrpcServer {
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
             .build_v1alpha();
         let (v1, v1alpha) = (v1.context("reflection")?, v1alpha.context("reflection")?);
-        Ok(self.routes.clone().add_service(v1).add_service(v1alpha))
+        Ok(Routes::new(v1).add_service(v1alpha))
     }
 }
 
@@ -230,16 +288,19 @@ mod tests {
     impl Service<http::Request<Body>> for Silent {
         type Response = http::Response<Body>;
         type Error = Infallible;
-        type Future = std::future::Pending<Result<Self::Response, Infallible>>;
+        type Future = BoxFuture<http::Response<Body>, Infallible>;
 
         fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
             Poll::Ready(Ok(()))
         }
 
         fn call(&mut self, _: http::Request<Body>) -> Self::Future {
-            std::future::pending()
+            Box::pin(std::future::pending())
         }
     }
+
+    const SURFACE: Surface =
+        Surface { descriptors: tonic_health::pb::FILE_DESCRIPTOR_SET, services: &["test.Silent"], policy: "" };
 
     struct Server {
         channel: tonic::transport::Channel,
@@ -255,10 +316,10 @@ mod tests {
             drain_timeout_ms: 5_000,
             drain_notice_ms,
             max_concurrent_streams: 100,
+            max_connection_age_ms: 0,
         };
         let shutdown = CancellationToken::new();
-        let server =
-            GrpcServer::new(&config, tonic_health::pb::FILE_DESCRIPTOR_SET, shutdown.clone()).add_service(Silent);
+        let server = GrpcServer::new(&config, &SURFACE, &Trust::plaintext(), shutdown.clone()).add_service(Silent);
         let task = tokio::spawn(server.serve(listener));
         let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", config.listen))
             .expect("an endpoint")

@@ -109,6 +109,31 @@ pub(crate) const JOB_ACTIVATIONS: Metric = Metric::counter(
 )
 .by("job", &[]);
 
+/// How connections over TLS begin.
+pub(crate) const TLS_HANDSHAKES: Metric =
+    Metric::counter("keysweep_tls_handshakes_total", "Connections over TLS, by how their handshakes went")
+        .by("outcome", &["accepted", "failed", "late", "unidentified"]);
+
+/// How long certificates last.
+pub(crate) const CERTIFICATE_EXPIRY: Metric = Metric::gauge(
+    "keysweep_certificate_expiry_timestamp_seconds",
+    "Unix time at which what is in force ends, by file: certificate, or the first to end of ca",
+)
+.by("file", &["certificate", "ca"]);
+
+/// Whether the certificate files can be used.
+pub(crate) const CERTIFICATE_FILES_UNUSABLE: Metric = Metric::gauge(
+    "keysweep_certificate_files_unusable",
+    "1 while the certificate files cannot be used and older ones stay in force, else 0",
+);
+
+/// Describes what is shown besides where calls come over TLS.
+pub(crate) fn describe_tls() {
+    for metric in [TLS_HANDSHAKES, CERTIFICATE_EXPIRY, CERTIFICATE_FILES_UNUSABLE] {
+        metric.describe();
+    }
+}
+
 /// What every service shows.
 pub const COMMON: [Metric; 2] = [SERVER_CALLS, JOB_ACTIVATIONS];
 

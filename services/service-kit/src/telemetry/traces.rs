@@ -23,7 +23,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{Faults, Validate};
-use crate::context::is_traceparent;
+use crate::context::{RequestId, is_traceparent};
 use crate::status::code_name;
 
 /// Where traces go.
@@ -102,15 +102,15 @@ pub(crate) fn flush() {
 }
 
 /// The span of a call that is served: what is logged within it carries the ids. A part of the caller's trace, if that has one.
-pub(crate) fn serving(method: &str, request_id: &str, traceparent: Option<&str>) -> Span {
+pub(crate) fn serving(method: &str, request_id: &RequestId, traceparent: Option<&str>) -> Span {
     // At the level of errors, so that an error's line carries the call's ids whatever else is logged.
     if !enabled() {
         let trace_id = traceparent.and_then(trace_id);
-        return tracing::error_span!(target: TARGET, "grpc", path = method, request_id, trace_id);
+        return tracing::error_span!(target: TARGET, "grpc", path = method, %request_id, trace_id);
     }
     let trace_id = tracing::field::Empty;
     let span = tracing::error_span!(
-        target: TARGET, "grpc", path = method, request_id, trace_id, otel.name = method, otel.kind = "server"
+        target: TARGET, "grpc", path = method, %request_id, trace_id, otel.name = method, otel.kind = "server"
     );
     if let Some(parent) = traceparent.and_then(remote_context) {
         // It has only just been made, so this cannot come too late.

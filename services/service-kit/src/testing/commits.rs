@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use sea_orm::ConnectOptions;
+use sea_orm::sqlx::sqlite::SqlitePoolOptions;
 
 /// Who is asked before each commit.
 pub trait CommitJudge: Send + Sync + Debug {
@@ -22,17 +22,19 @@ pub fn judge_commits(judge: Arc<dyn CommitJudge>) {
     JUDGE.set(Some(judge));
 }
 
-/// Lets the thread's judge, if it has one, into the connections of these options.
-pub(crate) fn watch(options: &mut ConnectOptions) {
-    let Some(judge) = JUDGE.with_borrow(Clone::clone) else { return };
-    options.map_sqlx_sqlite_pool_opts(move |pool| {
+/// The thread's judge, if it has one.
+pub(crate) fn judge_of_this_thread() -> Option<Arc<dyn CommitJudge>> {
+    JUDGE.with_borrow(Clone::clone)
+}
+
+/// Lets a judge into the connections of a pool.
+pub(crate) fn watch(pool: SqlitePoolOptions, judge: Option<Arc<dyn CommitJudge>>) -> SqlitePoolOptions {
+    let Some(judge) = judge else { return pool };
+    pool.after_connect(move |connection, _| {
         let judge = judge.clone();
-        pool.after_connect(move |connection, _| {
-            let judge = judge.clone();
-            Box::pin(async move {
-                connection.lock_handle().await?.set_commit_hook(move || judge.allows());
-                Ok(())
-            })
+        Box::pin(async move {
+            connection.lock_handle().await?.set_commit_hook(move || judge.allows());
+            Ok(())
         })
-    });
+    })
 }

@@ -1,5 +1,6 @@
 //! Real databases for tests, one a test, gone when the test is.
 
+pub mod certificates;
 pub mod commits;
 mod fuzz;
 mod postgres;
@@ -51,6 +52,15 @@ impl TestDatabase {
             }
             Kind::Postgres => Self { kind, url: postgres::new_database(), _folder: None },
         }
+    }
+
+    /// Restarts the PostgreSQL server of all tests of this process: in an orderly way, or as after a crash of the server, which
+    /// loses nothing that was committed with `synchronous_commit`.
+    ///
+    /// # Panics
+    /// When it does not come up again.
+    pub fn restart_server(crash: bool) {
+        postgres::restart(crash);
     }
 
     /// The configuration of a service that uses it.

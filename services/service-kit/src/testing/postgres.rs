@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// The cluster. It listens on a Unix socket in its own folder and nowhere else.
 struct Cluster {
     socket: PathBuf,
+    data: String,
+    options: String,
     /// Stops the cluster and removes its folder when this process, by whatever end, closes its input.
     _watchdog: Child,
 }
@@ -23,6 +25,17 @@ pub(super) fn new_database() -> String {
     let socket = cluster.socket.display().to_string();
     run(Command::new(tool("psql")).args(["-h", &socket, "-U", "postgres", "-qc", &format!("CREATE DATABASE {name}")]));
     format!("postgres://postgres@localhost/{name}?host={}", socket.replace('/', "%2F"))
+}
+
+/// Restarts the cluster: in an orderly way, which breaks off what is under way, or as after a crash of the server.
+pub(super) fn restart(crash: bool) {
+    let cluster = CLUSTER.get_or_init(start);
+    let mode = if crash { "immediate" } else { "fast" };
+    let log = format!("{}/server.log", cluster.data);
+    run(&mut unprivileged(
+        &tool("pg_ctl"),
+        &["-D", &cluster.data, "-m", mode, "-o", &cluster.options, "-l", &log, "-w", "restart"],
+    ));
 }
 
 fn start() -> Cluster {
@@ -51,7 +64,7 @@ fn start() -> Cluster {
         .stderr(Stdio::null())
         .spawn()
         .expect("sh");
-    Cluster { socket: folder, _watchdog: watchdog }
+    Cluster { socket: folder, data: data_text, options, _watchdog: watchdog }
 }
 
 /// A program of the server: on the path, or where Debian puts it.

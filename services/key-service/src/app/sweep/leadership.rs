@@ -90,6 +90,11 @@ impl Leadership {
         self.with(|state| state.offset)
     }
 
+    /// The time of the sweep: the database's where it has a clock, so that all replicas tell the same, else this process's.
+    pub(super) async fn time(&self) -> Result<DateTime<Utc>, StorageError> {
+        Ok(self.read().await?.at)
+    }
+
     /// Looks at the clocks, and takes or renews the lease. A replica whose clock is off leaves the lease to others.
     pub(super) async fn stand(&self) -> Result<Standing, StorageError> {
         let reading = self.read().await?;

@@ -9,8 +9,8 @@ use thiserror::Error;
 use crate::app::StorageError;
 use crate::domain::audit::Origin;
 use crate::domain::sweep::{
-    Breaker, Entry, EntryState, HoldReason, KeyRange, Lot, LotBlock, LotCounts, LotState, Notice, Plan, PlanState,
-    StoredEvent, UsageWriter,
+    Breaker, Entry, EntryState, HoldReason, KeyRange, Lot, LotBlock, LotCounts, LotState, Notice, Passage, Plan,
+    PlanState, StoredEvent, UsageWriter,
 };
 
 /// Stores the uses that this process has recorded and not stored yet.
@@ -267,7 +267,7 @@ pub struct NoticeResult {
 #[async_trait]
 pub trait SweepDesk: Send + Sync {
     /// Applies each notice to its lot; the answers are in the order of the notices.
-    async fn record_notices(&self, notices: &[Notice], now: DateTime<Utc>) -> Result<Vec<NoticeResult>, StorageError>;
+    async fn record_notices(&self, notices: &[Notice], passage: &Passage) -> Result<Vec<NoticeResult>, StorageError>;
     /// Lets a plan go ahead that the breaker stopped.
     async fn confirm_plan(&self, plan_id: &str, by: &Command, now: DateTime<Utc>) -> Result<(), DeskError>;
     /// Ends a plan.

@@ -19,8 +19,8 @@ use crate::app::StorageError;
 use crate::domain::audit::Origin;
 use crate::domain::sweep::schedule::idle_since;
 use crate::domain::sweep::{
-    Entry, KeyRange, Lot, LotCounts, LotState, Notice, StoredEvent, SweepPolicy, UsageVerdict, UsageWriter, clock_wait,
-    judge_usage, waits_for,
+    Entry, KeyRange, Lot, LotCounts, LotState, Notice, Passage, StoredEvent, SweepPolicy, UsageVerdict, UsageWriter,
+    clock_wait, judge_usage, waits_for,
 };
 
 /// Most characters of an operator's reason.
@@ -88,10 +88,12 @@ impl SweepService {
         Self { store, clock, policy, signal, leadership, watch }
     }
 
-    /// The time of this installation.
-    #[must_use]
-    pub fn now(&self) -> DateTime<Utc> {
-        self.clock.now()
+    /// The time of the sweep, the same on every replica.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn time(&self) -> Result<DateTime<Utc>, SweepError> {
+        Ok(self.leadership.time().await?)
     }
 
     /// The signal that wakes subscribers.
@@ -100,12 +102,18 @@ impl SweepService {
         &self.signal
     }
 
-    /// Applies each notice to its lot; answers also the last event there is afterwards.
+    /// Applies each notice, sent at `sent_at` by the clock that dates the deliveries, to its lot; answers also the last event
+    /// there is afterwards.
     ///
     /// # Errors
     /// When the database does not do its part; notices recorded until then stay so, and repeating them changes nothing.
-    pub async fn acknowledge(&self, notices: &[Notice]) -> Result<(Vec<NoticeResult>, i64), SweepError> {
-        let results = self.store.record_notices(notices, self.clock.now()).await?;
+    pub async fn acknowledge(
+        &self,
+        notices: &[Notice],
+        sent_at: Option<DateTime<Utc>>,
+    ) -> Result<(Vec<NoticeResult>, i64), SweepError> {
+        let passage = Passage { sent_at, arrived_at: self.leadership.time().await? };
+        let results = self.store.record_notices(notices, &passage).await?;
         self.signal.bump();
         Ok((results, self.head().await?))
     }

@@ -23,14 +23,10 @@ impl Digits {
     }
 
     fn text(self, prefix: &str) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = String::with_capacity(prefix.len() + 32);
-        text.push_str(prefix);
-        for byte in self.0 {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
-        }
-        text
+        let mut digits = [0; 32];
+        // Neither can fail: there is room for the digits, and they are ASCII.
+        let _ = hex::encode_to_slice(self.0, &mut digits);
+        [prefix, std::str::from_utf8(&digits).unwrap_or_default()].concat()
     }
 
     /// The digits of a key's id; `None`: keysweep did not make it.

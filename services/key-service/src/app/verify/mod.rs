@@ -5,6 +5,7 @@
 
 mod changes;
 mod compact;
+mod counters;
 mod flight;
 mod guesses;
 mod refusals;
@@ -14,12 +15,12 @@ mod uses;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use metrics::Counter;
 use service_kit::actor::Actor;
 use service_kit::clock::SharedClock;
 use service_kit::keyring::KeyRing;
 
 use self::compact::Digits;
+use self::counters::Counters;
 use self::flight::Flights;
 use self::guesses::{Guesses, Leave};
 use self::refusals::{Refusal, Refusals};
@@ -31,7 +32,6 @@ use crate::domain::key::{
     ApiKeyState, Hash, Owner, Presented, Scopes, Secret, SecretShape, Selector, StoredKey, VerifyCode,
     decide as decide_code,
 };
-use crate::metrics::{VERIFICATION_LOOKUPS, VERIFICATIONS, VERIFICATIONS_THROTTLED};
 
 pub use changes::{ChangeFollower, ChangeLog, KeyChange, MAX_STALENESS};
 pub use guesses::GuessSettings;
@@ -68,6 +68,20 @@ impl Verification {
 
     fn valid(key: VerifiedKey) -> Self {
         Self { code: VerifyCode::Valid, key: Some(key), deleted_at: None }
+    }
+}
+
+/// An answer, and whether it is counted already.
+enum Answer {
+    /// A valid key that the table found, and counted.
+    Remembered(VerifiedKey),
+    /// Everything else.
+    Found(Verification),
+}
+
+impl From<Verification> for Answer {
+    fn from(verification: Verification) -> Self {
+        Self::Found(verification)
     }
 }
 
@@ -114,7 +128,8 @@ impl std::fmt::Debug for Verifier {
     }
 }
 
-/// What a presented secret is looked up by: one selector and hash for each pepper, the current one first.
+/// What a presented secret is looked up by: one selector and hash for each pepper, the current one first. None: no key can
+/// have it.
 type Proofs = Vec<(Selector, Hash)>;
 
 impl Verifier {
@@ -157,60 +172,80 @@ impl Verifier {
     /// # Errors
     /// When the database is needed and fails, or the source presents too many bad secrets.
     pub async fn verify(&self, secret: &Secret, presented: &Presented) -> Result<Verification, KeyError> {
-        let verification = self.answer(secret, presented).await?;
-        self.counters.answered(verification.code);
-        Ok(verification)
+        let answer = match self.remember(secret, presented)? {
+            Ok(answer) => answer,
+            // Boxed, so that a hit carries no room for all that a look-up needs.
+            Err(proofs) => Box::pin(self.find(&proofs, presented)).await?,
+        };
+        match answer {
+            // Counted where it was found.
+            Answer::Remembered(key) => Ok(Verification::valid(key)),
+            Answer::Found(verification) => {
+                self.counters.answered(verification.code);
+                Ok(verification)
+            }
+        }
     }
 
-    async fn answer(&self, secret: &Secret, presented: &Presented) -> Result<Verification, KeyError> {
+    /// The answer from the keys in memory, or what else the secret is to be looked up by: by nothing, if no key can have it.
+    fn remember(&self, secret: &Secret, presented: &Presented) -> Result<Result<Answer, Proofs>, KeyError> {
+        let mut proofs = Vec::new();
         if secret.shape() == SecretShape::Malformed {
-            let leave = self.guesses.leave(presented.source_ip).await;
-            return self.unless_slowed(leave, Verification::refused(VerifyCode::Malformed));
+            return Ok(Err(proofs));
         }
         let now = self.clock.now();
         let digest = secret.digest();
         // The current pepper finds nearly every key, and a hit needs no other.
-        let mut looked_at: Proofs = Vec::new();
         for version in self.ring.peppers() {
             let hash = self.ring.hmac(version, digest.as_bytes());
             let hash = hash.ok_or_else(|| KeyError::Internal(format!("the key ring lacks pepper {version}")))?;
             let selector = Selector::of(&hash);
             if let Some(found) = self.recall(&selector, presented, now) {
-                self.counters.hits.increment(1);
-                return Ok(found);
+                return Ok(Ok(found));
             }
-            looked_at.push((selector, hash));
+            proofs.push((selector, hash));
         }
+        Ok(Err(proofs))
+    }
+
+    /// The answer about a secret that no key in memory has.
+    async fn find(&self, proofs: &Proofs, presented: &Presented) -> Result<Answer, KeyError> {
         let leave = self.guesses.leave(presented.source_ip).await;
-        if let Some(refusal) = self.recall_refusal(&looked_at, now) {
-            self.counters.refusals.increment(1);
-            return self.unless_slowed(leave, refusal);
-        }
-        self.counters.misses.increment(1);
-        let found = self.look_up(&looked_at, presented).await?;
-        self.unless_slowed(leave, found)
+        let answer = if proofs.is_empty() {
+            Verification::refused(VerifyCode::Malformed).into()
+        } else if let Some(refusal) = self.recall_refusal(proofs, self.clock.now()) {
+            refusal.into()
+        } else {
+            self.look_up(proofs, presented).await?
+        };
+        self.unless_slowed(leave, answer)
     }
 
     /// A bad secret from a source that has presented too many is refused; everything else is answered.
-    fn unless_slowed(&self, leave: Leave<'_>, found: Verification) -> Result<Verification, KeyError> {
-        match leave {
-            Leave::Slowed(_, retry_after) if matches!(found.code, VerifyCode::NotFound | VerifyCode::Malformed) => {
+    fn unless_slowed(&self, leave: Leave<'_>, answer: Answer) -> Result<Answer, KeyError> {
+        match (leave, &answer) {
+            (Leave::Slowed(_, retry_after), Answer::Found(found))
+                if matches!(found.code, VerifyCode::NotFound | VerifyCode::Malformed) =>
+            {
                 self.counters.throttled.increment(1);
                 Err(KeyError::GuessesThrottled { retry_after })
             }
-            _ => Ok(found),
+            _ => Ok(answer),
         }
     }
 
     /// The answer from memory, the use recorded, while memory is in step with the database.
-    fn recall(&self, selector: &Selector, presented: &Presented, now: DateTime<Utc>) -> Option<Verification> {
+    fn recall(&self, selector: &Selector, presented: &Presented, now: DateTime<Utc>) -> Option<Answer> {
         if !self.changes.is_fresh(now) {
             return None;
         }
         match self.table.hit(selector, presented, now, self.slack) {
             Hit::Miss => None,
-            Hit::Refused(code) => Some(Verification::refused(code)),
-            Hit::Valid(key) => Some(Verification::valid(key)),
+            Hit::Refused(code) => {
+                self.counters.hits.increment(1);
+                Some(Verification::refused(code).into())
+            }
+            Hit::Valid(key) => Some(Answer::Remembered(key)),
         }
     }
 
@@ -219,11 +254,12 @@ impl Verifier {
             return None;
         }
         let refusal = self.refusals.get(&proofs.first()?.0)?;
+        self.counters.refusals.increment(1);
         Some(Verification { code: refusal.code, key: None, deleted_at: refusal.deleted_at })
     }
 
     /// One look-up at a time for each secret: who waited finds in memory what the one before found.
-    async fn look_up(&self, proofs: &Proofs, presented: &Presented) -> Result<Verification, KeyError> {
+    async fn look_up(&self, proofs: &Proofs, presented: &Presented) -> Result<Answer, KeyError> {
         let Some((first, _)) = proofs.first() else {
             return Err(KeyError::Internal("the key ring has no pepper".to_owned()));
         };
@@ -232,10 +268,11 @@ impl Verifier {
             // Anew: the wait may have been long, and a use is recorded as of its answer.
             let now = self.clock.now();
             let recalled = proofs.iter().find_map(|(selector, _)| self.recall(selector, presented, now));
-            if let Some(found) = recalled.or_else(|| self.recall_refusal(proofs, now)) {
+            if let Some(found) = recalled.or_else(|| self.recall_refusal(proofs, now).map(Answer::Found)) {
                 return Ok(found);
             }
-            decide(|| self.try_look_up(proofs, presented, now)).await
+            self.counters.misses.increment(1);
+            decide(|| self.try_look_up(proofs, presented, now)).await.map(Answer::Found)
         };
         flight.turn(look).await
     }
@@ -299,34 +336,6 @@ impl Verifier {
                 Ok(Some(plan_id))
             }
             UseOutcome::Ended => Ok(None),
-        }
-    }
-}
-
-/// Handles of the counters: looking one up by its labels costs more than a hit.
-struct Counters {
-    answers: [Counter; VerifyCode::ALL.len()],
-    hits: Counter,
-    refusals: Counter,
-    misses: Counter,
-    throttled: Counter,
-}
-
-impl Counters {
-    fn new() -> Self {
-        let looked_up = |from: &'static str| metrics::counter!(VERIFICATION_LOOKUPS.name, "from" => from);
-        Self {
-            answers: VerifyCode::ALL.map(|code| metrics::counter!(VERIFICATIONS.name, "code" => code.as_str())),
-            hits: looked_up("keys"),
-            refusals: looked_up("refusals"),
-            misses: looked_up("database"),
-            throttled: metrics::counter!(VERIFICATIONS_THROTTLED.name),
-        }
-    }
-
-    fn answered(&self, code: VerifyCode) {
-        if let Some(counter) = self.answers.get(code as usize) {
-            counter.increment(1);
         }
     }
 }

@@ -12,6 +12,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::clock::SharedClock;
 use service_kit::time::{from_micros, to_micros};
 
+use super::counters::Counters;
 use super::table::{KeyTable, Use};
 use crate::app::StorageError;
 use crate::app::sweep::UsageFlush;
@@ -50,6 +51,7 @@ pub struct UsageRecorder {
     replica_id: String,
     flush_max_keys: usize,
     pub(super) table: Arc<KeyTable>,
+    counters: Counters,
     /// One flush at a time, so that what one could not store is stored before more is taken.
     flushing: tokio::sync::Mutex<Progress>,
 }
@@ -95,7 +97,8 @@ impl UsageRecorder {
             taken_from: Vec::new(),
         };
         let flush_max_keys = bounds.flush_max_keys;
-        Ok(Self { store, clock, replica_id, flush_max_keys, table, flushing: tokio::sync::Mutex::new(progress) })
+        let (counters, flushing) = (Counters::new(), tokio::sync::Mutex::new(progress));
+        Ok(Self { store, clock, replica_id, flush_max_keys, table, counters, flushing })
     }
 
     /// This replica's name in the database.
@@ -112,6 +115,11 @@ impl UsageRecorder {
     pub async fn lag(&self) -> TimeDelta {
         let through = self.flushing.lock().await.through.iter().copied().min().map(from_micros);
         through.map_or_else(TimeDelta::zero, |through| self.clock.now() - through)
+    }
+
+    /// Puts the keys that were found valid in memory since the last call into the metrics.
+    pub fn count(&self) {
+        self.counters.remembered(self.table.take_valid());
     }
 
     /// Stores every use that was recorded before the call, and says so; answers how many keys' that were.

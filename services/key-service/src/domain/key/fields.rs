@@ -51,6 +51,11 @@ impl Scopes {
         &self.0
     }
 
+    /// The scopes in order, to keep.
+    pub fn into_vec(self) -> Vec<String> {
+        self.0
+    }
+
     /// Whether every one of `required` is among them.
     pub fn cover(&self, required: &Self) -> bool {
         required.0.iter().all(|scope| self.0.binary_search(scope).is_ok())

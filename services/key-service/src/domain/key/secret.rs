@@ -171,17 +171,15 @@ pub fn imported_prefix(secret: &Secret) -> String {
 
 fn shape(secret: &str) -> SecretShape {
     let bytes = secret.as_bytes();
-    if bytes.is_empty() || bytes.len() > MAX_PRESENTED_BYTES || !bytes.iter().all(u8::is_ascii_graphic) {
-        return SecretShape::Malformed;
+    if secret.starts_with(AGENCY_PREFIX) || secret.starts_with(LOCATION_PREFIX) {
+        let body = bytes.len().saturating_sub(CHECKSUM_CHARS);
+        let own = bytes.len() == SECRET_CHARS
+            && bytes[AGENCY_PREFIX.len()..].iter().all(u8::is_ascii_alphanumeric)
+            && bytes[body..] == checksum(&bytes[..body]);
+        return if own { SecretShape::Own } else { SecretShape::Malformed };
     }
-    if !(secret.starts_with(AGENCY_PREFIX) || secret.starts_with(LOCATION_PREFIX)) {
-        return SecretShape::Foreign;
-    }
-    let body = bytes.len().saturating_sub(CHECKSUM_CHARS);
-    let own = bytes.len() == SECRET_CHARS
-        && bytes[AGENCY_PREFIX.len()..].iter().all(u8::is_ascii_alphanumeric)
-        && bytes[body..] == checksum(&bytes[..body]);
-    if own { SecretShape::Own } else { SecretShape::Malformed }
+    let foreign = (1..=MAX_PRESENTED_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic);
+    if foreign { SecretShape::Foreign } else { SecretShape::Malformed }
 }
 
 fn checksum(body: &[u8]) -> [u8; CHECKSUM_CHARS] {

@@ -15,7 +15,7 @@ pub use clock::{clock_wait, offset_wait};
 pub use entry::{Entry, EntryBlock, EntryState, KeyFacts, RescueCause, entry_gate};
 pub use event::{EventPayload, KeyRange, NewEvent, StoredEvent};
 pub use lot::{HoldReason, Lot, LotBlock, LotCounts, LotState, Receipt, Receipts, Stage, lot_gate, waits_for};
-pub use notice::{Judgement, Notice, NoticeKind, Outcome, Refusal, judge};
+pub use notice::{Judgement, Notice, NoticeKind, Outcome, Passage, Refusal, judge};
 pub use plan::{Breaker, Plan, PlanState};
 pub use schedule::{Cadence, CadenceError, IDLE_DAYS, LAST_DELETE_DAYS, SweepPolicy};
 pub use usage::{UsageVerdict, UsageWriter, judge_usage};

@@ -8,8 +8,35 @@ use super::lot::{HoldReason, Lot, LotState, Receipt, Stage};
 use super::plan::Plan;
 use super::schedule::ceil_to_hour;
 
-/// How far ahead of this clock the sender's may run.
+/// How far two clocks that both tell the time may differ; beyond it what they date is impossible.
 const CLOCK_SKEW: TimeDelta = TimeDelta::seconds(10);
+
+/// When a report was sent, and when it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passage {
+    /// By the clock that dates the deliveries. None: it was not told, so that clock may stand anywhere.
+    pub sent_at: Option<DateTime<Utc>>,
+    /// By the sweep's clock.
+    pub arrived_at: DateTime<Utc>,
+}
+
+impl Passage {
+    /// The earliest and the latest instant by the sweep's clock at which that may have happened which the sender dates `at`.
+    ///
+    /// What the report took on its way counts as if the sender's clock were behind by it; nothing happens after the arrival.
+    #[must_use]
+    pub fn span(&self, at: DateTime<Utc>) -> (DateTime<Utc>, DateTime<Utc>) {
+        let Self { sent_at, arrived_at } = *self;
+        let Some(sent_at) = sent_at else { return (at.min(arrived_at), arrived_at) };
+        let corrected = at + (arrived_at - sent_at);
+        (corrected.min(at).min(arrived_at), corrected.max(at).min(arrived_at))
+    }
+
+    /// Whether the sender dates `at` after its own report.
+    fn foretells(&self, at: DateTime<Utc>) -> bool {
+        at > self.sent_at.unwrap_or(self.arrived_at) + CLOCK_SKEW
+    }
+}
 
 /// A report about the notices of one stage of one lot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +56,7 @@ pub struct Notice {
 pub enum NoticeKind {
     /// All are out.
     Delivered {
-        /// When the last was delivered.
+        /// When the last was delivered, by the sender's clock.
         at: DateTime<Utc>,
         /// In-app notifications made.
         in_app_count: i64,
@@ -47,7 +74,7 @@ pub enum Refusal {
     UnknownLot,
     /// The stage before it has no receipt.
     BeforePredecessor(Stage),
-    /// Delivered in the future.
+    /// Delivered after it was reported.
     InTheFuture,
     /// Delivered before the plan was published.
     BeforePlan,
@@ -73,7 +100,7 @@ impl fmt::Display for Refusal {
             Self::BeforePredecessor(stage) => {
                 write!(f, "the {stage} notices come first and have no receipt")
             }
-            Self::InTheFuture => f.write_str("deliver_time lies in the future"),
+            Self::InTheFuture => f.write_str("deliver_time lies after the report"),
             Self::BeforePlan => f.write_str("deliver_time lies before the plan was published"),
             Self::TooEarly { opens_at } => write!(f, "the stage's window opens only at {}", opens_at.to_rfc3339()),
             Self::NoInApp => f.write_str("a stage needs at least one in-app notification"),
@@ -120,9 +147,9 @@ impl Outcome {
     }
 }
 
-/// Judges a report about a lot at `now`.
+/// Judges a report about a lot.
 #[must_use]
-pub fn judge(plan: &Plan, lot: &Lot, notice: &Notice, now: DateTime<Utc>) -> Judgement {
+pub fn judge(plan: &Plan, lot: &Lot, notice: &Notice, passage: &Passage) -> Judgement {
     let stage = notice.stage;
     if lot.receipts.get(stage).is_some() {
         return Judgement::Known;
@@ -140,8 +167,11 @@ pub fn judge(plan: &Plan, lot: &Lot, notice: &Notice, now: DateTime<Utc>) -> Jud
         NoticeKind::Undeliverable(_) if lot.state == LotState::Held => Judgement::Known,
         NoticeKind::Undeliverable(reason) => Judgement::Hold(reason),
         NoticeKind::Delivered { at, in_app_count, emails_accepted } => {
-            let receipt = Receipt { stage, delivered_at: at, acknowledged_at: now, in_app_count, emails_accepted };
-            match check(plan, lot, &receipt, now) {
+            // In doubt people were told late.
+            let (earliest, delivered_at) = passage.span(at);
+            let acknowledged_at = passage.arrived_at;
+            let receipt = Receipt { stage, delivered_at, acknowledged_at, in_app_count, emails_accepted };
+            match check(plan, lot, &receipt, earliest, passage.foretells(at)) {
                 Err(refusal) => Judgement::Refused(refusal),
                 Ok(()) => Judgement::Record(outcome(plan, lot, receipt)),
             }
@@ -149,8 +179,8 @@ pub fn judge(plan: &Plan, lot: &Lot, notice: &Notice, now: DateTime<Utc>) -> Jud
     }
 }
 
-fn check(plan: &Plan, lot: &Lot, receipt: &Receipt, now: DateTime<Utc>) -> Result<(), Refusal> {
-    let at = receipt.delivered_at;
+/// Whether a receipt is possible, for a delivery at `earliest` at the earliest.
+fn check(plan: &Plan, lot: &Lot, receipt: &Receipt, earliest: DateTime<Utc>, foretold: bool) -> Result<(), Refusal> {
     let opens_at = lot.delete_at - receipt.stage.lead() - plan.stage_window;
     if receipt.in_app_count < 0 || receipt.emails_accepted < 0 {
         Err(Refusal::NegativeCount)
@@ -158,11 +188,11 @@ fn check(plan: &Plan, lot: &Lot, receipt: &Receipt, now: DateTime<Utc>) -> Resul
         Err(Refusal::NoInApp)
     } else if receipt.stage == Stage::D15 && receipt.emails_accepted == 0 {
         Err(Refusal::NoEmail)
-    } else if at > now + CLOCK_SKEW {
+    } else if foretold {
         Err(Refusal::InTheFuture)
-    } else if plan.published_at.is_none_or(|published| at < published) {
+    } else if plan.published_at.is_none_or(|published| receipt.delivered_at + CLOCK_SKEW < published) {
         Err(Refusal::BeforePlan)
-    } else if at < opens_at {
+    } else if earliest + CLOCK_SKEW < opens_at {
         Err(Refusal::TooEarly { opens_at })
     } else {
         Ok(())
@@ -254,15 +284,24 @@ mod tests {
         lot
     }
 
+    /// Of a sender whose clock stands as this one, without any delay.
+    fn at_once(now: DateTime<Utc>) -> Passage {
+        Passage { sent_at: Some(now), arrived_at: now }
+    }
+
+    fn judge_at(lot: &Lot, notice: &Notice, now: DateTime<Utc>) -> Judgement {
+        judge(&plan(), lot, notice, &at_once(now))
+    }
+
     fn refused(lot: &Lot, notice: &Notice, now: DateTime<Utc>) -> Refusal {
-        match judge(&plan(), lot, notice, now) {
+        match judge_at(lot, notice, now) {
             Judgement::Refused(refusal) => refusal,
             other => panic!("expected a refusal, got {other:?}"),
         }
     }
 
     fn recorded(lot: &Lot, notice: &Notice, now: DateTime<Utc>) -> Outcome {
-        match judge(&plan(), lot, notice, now) {
+        match judge_at(lot, notice, now) {
             Judgement::Record(outcome) => outcome,
             other => panic!("expected a record, got {other:?}"),
         }
@@ -291,11 +330,41 @@ mod tests {
     }
 
     #[test]
-    fn a_window_opens_on_the_microsecond() {
+    fn a_window_opens_on_the_microsecond_but_for_what_clocks_may_differ() {
         let opens = d() - Stage::D7.lead() - TimeDelta::hours(6);
-        let lot = with(lot(), &[Stage::D15]);
-        assert_eq!(refused(&lot, &delivered(Stage::D7, opens - TICK), opens), Refusal::TooEarly { opens_at: opens });
-        assert!(!recorded(&lot, &delivered(Stage::D7, opens), opens).moves(&lot));
+        let (lot, early) = (with(lot(), &[Stage::D15]), opens - CLOCK_SKEW);
+        assert_eq!(refused(&lot, &delivered(Stage::D7, early - TICK), opens), Refusal::TooEarly { opens_at: opens });
+        assert!(!recorded(&lot, &delivered(Stage::D7, early), opens).moves(&lot));
+    }
+
+    #[test]
+    fn a_delivery_counts_as_late_as_it_may_have_been_by_the_clock_of_the_sweep() {
+        let (arrived_at, hour) = (d(), TimeDelta::hours(1));
+        let span = |sent_at, at| Passage { sent_at, arrived_at }.span(at);
+        let (sent, long_ago) = (d() - hour, d() - TimeDelta::days(3));
+        assert_eq!(span(Some(d()), long_ago), (long_ago, long_ago), "kept back for days by a clock that is right");
+        assert_eq!(span(Some(sent), long_ago), (long_ago, long_ago + hour), "the clock is behind, or the way was long");
+        assert_eq!(span(Some(sent), sent), (sent, d()));
+        assert_eq!(span(Some(sent), sent + TICK), (sent + TICK, d()), "nothing is delivered after it was reported");
+        assert_eq!(span(Some(d() + hour), long_ago), (long_ago - hour, long_ago), "the clock is ahead");
+        assert_eq!(span(Some(d() + hour), d() + hour), (d(), d()));
+        assert_eq!(span(None, long_ago), (long_ago, d()), "nobody knows where that clock stands");
+        assert_eq!(span(None, d() + TICK), (d(), d()));
+    }
+
+    #[test]
+    fn a_sender_whose_clock_is_behind_moves_the_lot_by_as_much() {
+        let mark = d() - Stage::D15.lead();
+        let told = |sent_at, arrived_at| {
+            let judgement = judge(&plan(), &lot(), &delivered(Stage::D15, mark), &Passage { sent_at, arrived_at });
+            let Judgement::Record(outcome) = judgement else { panic!("{judgement:?}") };
+            (outcome.receipt.delivered_at, outcome.delete_at)
+        };
+        let late = mark + TimeDelta::hours(5);
+        let moved = (late, d() + TimeDelta::hours(5));
+        assert_eq!(told(Some(mark), late), moved, "it says that it is no later than the mark");
+        assert_eq!(told(None, late), moved, "it says nothing");
+        assert_eq!(told(Some(late), late), (mark, d()), "it was right, and cut off for so long");
     }
 
     #[test]
@@ -316,8 +385,9 @@ mod tests {
         let published = plan().published_at.unwrap();
         assert_eq!(refused(&lot(), &delivered(Stage::D15, now + CLOCK_SKEW + TICK), now), Refusal::InTheFuture);
         recorded(&lot(), &delivered(Stage::D15, now + CLOCK_SKEW), now);
-        assert_eq!(refused(&lot(), &delivered(Stage::D15, published - TICK), now), Refusal::BeforePlan);
-        recorded(&lot(), &delivered(Stage::D15, published), now);
+        let before = published - CLOCK_SKEW;
+        assert_eq!(refused(&lot(), &delivered(Stage::D15, before - TICK), now), Refusal::BeforePlan);
+        recorded(&lot(), &delivered(Stage::D15, before), now);
         let counts = |in_app_count, emails_accepted| {
             notice(Stage::D15, NoticeKind::Delivered { at: now, in_app_count, emails_accepted })
         };
@@ -338,7 +408,7 @@ mod tests {
         let table = [
             (Refusal::UnknownLot, "no lot of this agency"),
             (Refusal::BeforePredecessor(Stage::D15), "the D15 notices come first"),
-            (Refusal::InTheFuture, "in the future"),
+            (Refusal::InTheFuture, "after the report"),
             (Refusal::BeforePlan, "before the plan was published"),
             (Refusal::TooEarly { opens_at: d() }, "opens only at 2027-01-01T00:00:00+00:00"),
             (Refusal::NoInApp, "in-app notification"),
@@ -355,22 +425,22 @@ mod tests {
     fn repeats_and_closed_lots_change_nothing() {
         let now = d();
         let known = with(lot(), &[Stage::D15]);
-        assert_eq!(judge(&plan(), &known, &delivered(Stage::D15, now), now), Judgement::Known);
+        assert_eq!(judge_at(&known, &delivered(Stage::D15, now), now), Judgement::Known);
         let closed = Lot { state: LotState::Executed, ..known };
-        assert_eq!(judge(&plan(), &closed, &delivered(Stage::D15, now), now), Judgement::Known);
-        assert_eq!(judge(&plan(), &closed, &delivered(Stage::D7, now), now), Judgement::Closed);
+        assert_eq!(judge_at(&closed, &delivered(Stage::D15, now), now), Judgement::Known);
+        assert_eq!(judge_at(&closed, &delivered(Stage::D7, now), now), Judgement::Closed);
     }
 
     #[test]
     fn nobody_to_tell_holds_once_and_a_receipt_ends_only_that() {
         let now = d() - Stage::D15.lead();
         let nobody = notice(Stage::D15, NoticeKind::Undeliverable(HoldReason::NoAgencyAdmin));
-        assert_eq!(judge(&plan(), &lot(), &nobody, now), Judgement::Hold(HoldReason::NoAgencyAdmin));
+        assert_eq!(judge_at(&lot(), &nobody, now), Judgement::Hold(HoldReason::NoAgencyAdmin));
         for (reason, ends) in
             [(HoldReason::NoAgencyAdmin, true), (HoldReason::AllAddressesRefused, true), (HoldReason::Operator, false)]
         {
             let held = Lot { state: LotState::Held, hold_reason: Some(reason), ..lot() };
-            assert_eq!(judge(&plan(), &held, &nobody, now), Judgement::Known);
+            assert_eq!(judge_at(&held, &nobody, now), Judgement::Known);
             assert_eq!(recorded(&held, &delivered(Stage::D15, now), now).ends_hold, ends, "{reason:?}");
         }
     }
@@ -387,7 +457,7 @@ mod tests {
                 let at = d() + TimeDelta::hours(hours) + TimeDelta::microseconds(hours);
                 let report = notice(Stage::ALL[stage], NoticeKind::Delivered { at, in_app_count, emails_accepted });
                 let before = lot.delete_at;
-                if let Judgement::Record(outcome) = judge(&plan, &lot, &report, at) {
+                if let Judgement::Record(outcome) = judge(&plan, &lot, &report, &at_once(at)) {
                     lot.delete_at = outcome.delete_at;
                     lot.receipts.insert(outcome.receipt);
                     if outcome.defer {

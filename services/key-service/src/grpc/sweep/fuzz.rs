@@ -5,7 +5,7 @@ use prost::Message;
 use service_kit::violations::Violations;
 
 use super::parse;
-use crate::domain::sweep::{NoticeKind, Refusal};
+use crate::domain::sweep::{NoticeKind, Passage, Refusal};
 
 /// A subscription, a filter or a batch of notices: the first byte says which, the others are its message.
 pub fn sweep_request(data: &[u8]) {
@@ -37,13 +37,14 @@ pub fn sweep_request(data: &[u8]) {
         }
         _ => {
             let Ok(request) = proto::AcknowledgeNoticesRequest::decode(message) else { return };
-            let Ok(notices) = parse::notices(request.notices) else { return };
+            let Ok((notices, sent_at)) = parse::notices(request) else { return };
             assert!((1..=1_000).contains(&notices.len()));
             for notice in notices {
                 assert!(!notice.plan_id.is_empty() && !notice.agency_id.is_empty());
                 if let NoticeKind::Delivered { at, .. } = notice.kind {
                     // Its lead is reckoned from any instant that is let through.
                     let _: String = Refusal::TooEarly { opens_at: at + notice.stage.lead() }.to_string();
+                    let _: (_, _) = Passage { sent_at, arrived_at: at }.span(at);
                 }
             }
         }

@@ -69,7 +69,7 @@ fn operator<T>(request: &Request<T>, reason: &str, request_id: &str) -> Operator
         actor: context.actor,
         reason: reason.to_owned(),
         request_id: request_id.to_owned(),
-        call_id: context.request_id,
+        call_id: context.request_id.to_string(),
         origin: Origin { caller: context.caller, peer: context.peer },
     }
 }
@@ -96,8 +96,8 @@ impl Contract for SweepGrpc {
         &self,
         request: Request<AcknowledgeNoticesRequest>,
     ) -> Result<Response<AcknowledgeNoticesResponse>, Status> {
-        let notices = parse::notices(request.into_inner().notices).map_err(fail)?;
-        let (results, head_sequence) = self.sweep.acknowledge(&notices).await.map_err(fail)?;
+        let (notices, sent_at) = parse::notices(request.into_inner()).map_err(fail)?;
+        let (results, head_sequence) = self.sweep.acknowledge(&notices, sent_at).await.map_err(fail)?;
         let results = results.into_iter().map(convert::notice_result).collect();
         Ok(Response::new(AcknowledgeNoticesResponse { results, head_sequence }))
     }

@@ -81,20 +81,25 @@ pub(super) fn as_of(stamp: Option<&prost_types::Timestamp>, faults: &mut Violati
 /// Notices of one call.
 const MAX_NOTICES: usize = 1_000;
 
-/// The notices of one call, in their order.
-pub(super) fn notices(requests: Vec<proto::StageNotice>) -> Result<Vec<Notice>, SweepError> {
+/// The notices of one call, in their order, and when they were sent.
+pub(super) fn notices(
+    request: proto::AcknowledgeNoticesRequest,
+) -> Result<(Vec<Notice>, Option<DateTime<Utc>>), SweepError> {
     let mut faults = Violations::default();
-    if !(1..=MAX_NOTICES).contains(&requests.len()) {
-        faults.push("notices", "must be 1 to 1,000 notices");
-        settle(faults)?;
-        return Ok(Vec::new());
+    let sent_at = request.send_time.as_ref().and_then(from_proto);
+    if request.send_time.is_some() && sent_at.is_none() {
+        faults.push("send_time", "must lie in the years 1 to 9999");
     }
-    let mut parsed = Vec::with_capacity(requests.len());
-    for (index, request) in requests.into_iter().enumerate() {
-        parsed.extend(notice(&mut faults, &format!("notices[{index}]"), request));
+    let mut parsed = Vec::with_capacity(request.notices.len().min(MAX_NOTICES));
+    if (1..=MAX_NOTICES).contains(&request.notices.len()) {
+        for (index, request) in request.notices.into_iter().enumerate() {
+            parsed.extend(notice(&mut faults, &format!("notices[{index}]"), request));
+        }
+    } else {
+        faults.push("notices", "must be 1 to 1,000 notices");
     }
     settle(faults)?;
-    Ok(parsed)
+    Ok((parsed, sent_at))
 }
 
 fn notice(faults: &mut Violations, path: &str, request: proto::StageNotice) -> Option<Notice> {

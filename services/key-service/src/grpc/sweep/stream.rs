@@ -82,7 +82,7 @@ struct Feed {
 impl Feed {
     async fn next(&mut self) -> Result<proto::SubscribeSweepPlansResponse, Status> {
         if std::mem::take(&mut self.greet) {
-            return Ok(self.message(None));
+            return self.heartbeat().await;
         }
         loop {
             if self.drain.is_cancelled() {
@@ -91,13 +91,17 @@ impl Feed {
             if let Some(event) = self.page.pop_front() {
                 self.cursor = event.sequence;
                 let event = self.event(event).await.map_err(|error| status::of(&error))?;
-                return Ok(self.message(Some(event)));
+                return Ok(proto::SubscribeSweepPlansResponse {
+                    event: Some(event),
+                    head_sequence: self.head,
+                    ..Default::default()
+                });
             }
             // Seen before the look, so that an event committed after it wakes the wait.
             self.wake.mark_unchanged();
             self.read().await.map_err(|error| status::of(&error))?;
             if self.page.is_empty() && self.wait().await {
-                return Ok(self.message(None));
+                return self.heartbeat().await;
             }
         }
     }
@@ -145,12 +149,13 @@ impl Feed {
         })
     }
 
-    fn message(&self, event: Option<proto::SweepEvent>) -> proto::SubscribeSweepPlansResponse {
-        proto::SubscribeSweepPlansResponse {
-            history_id: if event.is_none() { self.history_id.clone() } else { String::new() },
-            event,
+    async fn heartbeat(&self) -> Result<proto::SubscribeSweepPlansResponse, Status> {
+        let time = self.sweep.time().await.map_err(|error| status::of(&error))?;
+        Ok(proto::SubscribeSweepPlansResponse {
+            event: None,
             head_sequence: self.head,
-            server_time: Some(to_proto(self.sweep.now())),
-        }
+            server_time: Some(to_proto(time)),
+            history_id: self.history_id.clone(),
+        })
     }
 }

@@ -148,7 +148,7 @@ both_databases! {
                 emails_accepted: 1,
                 undeliverable: 0,
             };
-            let request = proto::AcknowledgeNoticesRequest { notices: vec![notice] };
+            let request = proto::AcknowledgeNoticesRequest { notices: vec![notice], send_time: Some(to_proto(at)) };
             let answer = grpc.acknowledge_notices(Request::new(request)).await.unwrap().into_inner();
             assert_eq!(answer.results[0].outcome(), proto::NoticeOutcome::Recorded);
             assert_eq!((answer.results[0].delete_time, answer.head_sequence), (Some(to_proto(d())), 3));
@@ -173,17 +173,18 @@ both_databases! {
         let good = proto::StageNotice {
             plan_id: "plan_1".into(), agency_id: "agy_1".into(), stage: 1, deliver_time: stamp(0), ..Default::default()
         };
-        let request = proto::AcknowledgeNoticesRequest { notices: vec![good.clone(), bad] };
+        let send_time = Some(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 });
+        let request = proto::AcknowledgeNoticesRequest { notices: vec![good.clone(), bad], send_time };
         let refused = grpc.acknowledge_notices(Request::new(request)).await.unwrap_err();
         let details = refused.get_error_details();
         let fields: Vec<_> = details.bad_request().unwrap().field_violations.iter().map(|v| v.field.as_str()).collect();
-        assert_eq!(fields, ["notices[1].plan_id", "notices[1].agency_id", "notices[1].stage", "notices[1].deliver_time"]);
+        assert_eq!(fields, ["send_time", "notices[1].plan_id", "notices[1].agency_id", "notices[1].stage", "notices[1].deliver_time"]);
         for notices in [vec![], vec![good.clone(); 1_001]] {
-            let refused = grpc.acknowledge_notices(Request::new(proto::AcknowledgeNoticesRequest { notices })).await.unwrap_err();
+            let refused = grpc.acknowledge_notices(Request::new(proto::AcknowledgeNoticesRequest { notices, send_time: None })).await.unwrap_err();
             assert_eq!(reason(&refused), "INVALID_FIELDS");
             assert_eq!(refused.message(), "invalid request: notices: must be 1 to 1,000 notices");
         }
-        let unknown = grpc.acknowledge_notices(Request::new(proto::AcknowledgeNoticesRequest { notices: vec![good] })).await.unwrap();
+        let unknown = grpc.acknowledge_notices(Request::new(proto::AcknowledgeNoticesRequest { notices: vec![good], send_time: None })).await.unwrap();
         assert_eq!(unknown.into_inner().results[0].outcome(), proto::NoticeOutcome::Refused);
 
         let missing = grpc.get_sweep_plan(Request::new(proto::GetSweepPlanRequest { plan_id: "plan_9".into() })).await.unwrap_err();

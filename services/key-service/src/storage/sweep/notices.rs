@@ -18,7 +18,7 @@ use super::entities::{lots, plans, receipts};
 use super::journal::Journal;
 use crate::app::sweep::{NoticeReply, NoticeResult};
 use crate::domain::sweep::{
-    EventPayload, HoldReason, Judgement, Lot, LotState, Notice, Outcome, Plan, Receipt, Refusal, judge,
+    EventPayload, HoldReason, Judgement, Lot, LotState, Notice, Outcome, Passage, Plan, Receipt, Refusal, judge,
 };
 use crate::storage::StorageError;
 
@@ -29,7 +29,7 @@ const LOTS: usize = 100;
 pub(super) async fn record(
     db: &DatabaseConnection,
     notices: &[Notice],
-    now: DateTime<Utc>,
+    passage: &Passage,
 ) -> Result<Vec<NoticeResult>, StorageError> {
     let mut by_lot: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
     for (index, notice) in notices.iter().enumerate() {
@@ -38,9 +38,9 @@ pub(super) async fn record(
     let mut results: BTreeMap<usize, NoticeResult> = BTreeMap::new();
     let groups: Vec<_> = by_lot.into_iter().collect();
     for chunk in groups.chunks(LOTS) {
-        let mut done = record_chunk(db, notices, chunk, now).await;
+        let mut done = record_chunk(db, notices, chunk, passage).await;
         if matches!(done, Err(StorageError::Conflict(_))) {
-            done = record_chunk(db, notices, chunk, now).await;
+            done = record_chunk(db, notices, chunk, passage).await;
         }
         results.extend(done?);
     }
@@ -53,10 +53,10 @@ async fn record_chunk(
     db: &DatabaseConnection,
     notices: &[Notice],
     groups: &[Group<'_>],
-    now: DateTime<Utc>,
+    passage: &Passage,
 ) -> Result<Vec<(usize, NoticeResult)>, StorageError> {
     let tx = begin_write(db).await?;
-    let mut journal = Journal::of_sweep(now);
+    let mut journal = Journal::of_sweep(passage.arrived_at);
     let mut results = Vec::new();
     for ((plan_id, agency_id), indices) in groups {
         let Some((plan, mut lot)) = lock(&tx, plan_id, agency_id).await? else {
@@ -67,7 +67,7 @@ async fn record_chunk(
         };
         for &index in indices {
             let Some(notice) = notices.get(index) else { continue };
-            results.push((index, apply(&tx, &mut journal, &plan, &mut lot, notice, now).await?));
+            results.push((index, apply(&tx, &mut journal, &plan, &mut lot, notice, passage).await?));
         }
     }
     journal.write(&tx).await?;
@@ -90,9 +90,9 @@ async fn apply(
     plan: &Plan,
     lot: &mut Lot,
     notice: &Notice,
-    now: DateTime<Utc>,
+    passage: &Passage,
 ) -> Result<NoticeResult, StorageError> {
-    let (reply, detail) = match judge(plan, lot, notice, now) {
+    let (reply, detail) = match judge(plan, lot, notice, passage) {
         Judgement::Known => (NoticeReply::Recorded, String::new()),
         Judgement::Closed => (NoticeReply::LotClosed, String::new()),
         Judgement::Refused(refusal) => (NoticeReply::Refused, refusal.to_string()),
@@ -101,7 +101,7 @@ async fn apply(
             (NoticeReply::Recorded, String::new())
         }
         Judgement::Record(outcome) => {
-            keep(tx, journal, lot, &outcome, now).await?;
+            keep(tx, journal, lot, &outcome, passage.arrived_at).await?;
             (NoticeReply::Recorded, String::new())
         }
     };

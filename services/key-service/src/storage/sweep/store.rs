@@ -13,7 +13,7 @@ use crate::app::sweep::{
     SweepJobs, SweepLease, SweepReads,
 };
 use crate::domain::sweep::{
-    Entry, HoldReason, KeyRange, Lot, LotCounts, Notice, Plan, PlanState, StoredEvent, UsageWriter,
+    Entry, HoldReason, KeyRange, Lot, LotCounts, Notice, Passage, Plan, PlanState, StoredEvent, UsageWriter,
 };
 use crate::storage::StorageError;
 
@@ -142,8 +142,8 @@ impl SweepJobs for SqlSweepStore {
 
 #[async_trait]
 impl SweepDesk for SqlSweepStore {
-    async fn record_notices(&self, notices: &[Notice], now: DateTime<Utc>) -> Result<Vec<NoticeResult>, StorageError> {
-        notices::record(&self.db, notices, now).await
+    async fn record_notices(&self, notices: &[Notice], passage: &Passage) -> Result<Vec<NoticeResult>, StorageError> {
+        notices::record(&self.db, notices, passage).await
     }
 
     async fn confirm_plan(&self, plan_id: &str, by: &Command, now: DateTime<Utc>) -> Result<(), DeskError> {

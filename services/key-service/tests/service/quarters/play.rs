@@ -89,7 +89,8 @@ pub(super) async fn play(database: TestDatabase, quarter: Quarter) -> Totals {
         }
         if let (true, Some(stage)) = (quarter.told, phase.checked_sub(2).filter(|stage| *stage < 3)) {
             for agency in 0..AGENCIES {
-                play.step(&Step::Delivered { agency, stage, minutes_ago: 0, twice: false }).await;
+                let step = Step::Delivered { agency, stage, minutes_ago: 0, twice: false, behind: Some(0) };
+                play.step(&step).await;
             }
         }
         for step in steps {
@@ -167,15 +168,21 @@ impl Play {
             Step::Generate { .. } | Step::Import { .. } | Step::Use { .. } => self.make_or_use(step).await,
             Step::Revoke { .. } | Step::Rotate { .. } | Step::Expire { .. } => self.change(step).await,
             Step::Tick { replica } => self.tick(*replica).await,
-            Step::Delivered { agency, stage, minutes_ago, twice } => {
-                let at = from_micros(self.now() - minutes_ago * MINUTE);
+            Step::Delivered { agency, stage, minutes_ago, twice, behind } => {
+                let (now, told) = (self.now(), self.now() - minutes_ago * MINUTE);
+                let behind = behind.map(|behind| behind * MINUTE);
+                let at = from_micros(told - behind.unwrap_or(0));
                 let kind = NoticeKind::Delivered { at, in_app_count: 1, emails_accepted: 1 };
+                let sent_at = behind.map(|behind| from_micros(now - behind));
+                // What a clock says that is ahead is believed, as far as it can be.
+                let counts = behind.map_or(now, |behind| now.min(told + (-behind).max(0)));
                 for _ in 0..1 + usize::from(*twice) {
-                    self.report(*agency, *stage, kind).await;
+                    self.report(*agency, *stage, kind, sent_at, counts).await;
                 }
             }
             Step::Nobody { agency, stage } => {
-                self.report(*agency, *stage, NoticeKind::Undeliverable(HoldReason::NoAgencyAdmin)).await;
+                let kind = NoticeKind::Undeliverable(HoldReason::NoAgencyAdmin);
+                self.report(*agency, *stage, kind, None, 0).await;
             }
             Step::Hold { .. } | Step::Release { .. } | Step::Confirm | Step::Cancel => self.operate(step).await,
             Step::Wait { thousandths } => self.pass(self.wait / 1_000 * thousandths).await,
@@ -341,10 +348,18 @@ impl Play {
         }
     }
 
-    async fn report(&mut self, agency: usize, stage: usize, kind: NoticeKind) {
+    /// A report of notices that, if they were delivered, count as delivered at `counts`.
+    async fn report(
+        &mut self,
+        agency: usize,
+        stage: usize,
+        kind: NoticeKind,
+        sent_at: Option<DateTime<Utc>>,
+        counts: i64,
+    ) {
         let Some(plan_id) = self.checker.plan_id() else { return };
         let notice = Notice { plan_id, agency_id: agency_id(agency), stage: Stage::ALL[stage], kind };
-        let (results, _) = self.replicas[0].service.acknowledge(&[notice]).await.unwrap();
+        let (results, _) = self.replicas[0].service.acknowledge(&[notice], sent_at).await.unwrap();
         let Some(lot) = self.model.lots.get_mut(&agency_id(agency)) else {
             assert_eq!(results[0].reply, NoticeReply::Refused, "a lot that is not");
             return;
@@ -354,7 +369,7 @@ impl Play {
         }
         assert!(lot.receipts[stage].is_some() || stage == 0 || lot.receipts[stage - 1].is_some(), "out of order");
         match kind {
-            NoticeKind::Delivered { at, .. } => lot.told(stage, to_micros(at)),
+            NoticeKind::Delivered { .. } => lot.told(stage, counts),
             NoticeKind::Undeliverable(_) => lot.nobody(stage),
         }
     }

@@ -44,12 +44,13 @@ pub(super) enum Step {
     Tick {
         replica: Option<usize>,
     },
-    /// The notices of a stage were delivered.
+    /// The notices of a stage were delivered, by a sender whose clock is behind by so many minutes; none: it does not tell its time.
     Delivered {
         agency: usize,
         stage: usize,
         minutes_ago: i64,
         twice: bool,
+        behind: Option<i64>,
     },
     /// Nobody can be told.
     Nobody {
@@ -88,6 +89,11 @@ pub(super) enum Step {
     },
 }
 
+/// Where a sender's clock stands, in minutes behind.
+fn behind() -> impl Strategy<Value = Option<i64>> {
+    prop_oneof![3 => Just(Some(0)), 3 => (-600..2_000_i64).prop_map(Some), 1 => Just(None)]
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
     let (agency, replica, key) = (0..AGENCIES, 0..REPLICAS, 0..24_usize);
     prop_oneof![
@@ -100,8 +106,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (key, replica.clone(), proptest::option::of(1..200_i64))
             .prop_map(|(key, replica, hours)| Step::Expire { key, replica, hours }),
         4 => proptest::option::weighted(0.7, replica.clone()).prop_map(|replica| Step::Tick { replica }),
-        6 => (agency.clone(), 0..3_usize, -1..1_800_i64, any::<bool>())
-            .prop_map(|(agency, stage, minutes_ago, twice)| Step::Delivered { agency, stage, minutes_ago, twice }),
+        6 => (agency.clone(), 0..3_usize, -1..1_800_i64, any::<bool>(), behind())
+            .prop_map(|(agency, stage, minutes_ago, twice, behind)| Step::Delivered { agency, stage, minutes_ago, twice, behind }),
         1 => (agency.clone(), 0..3_usize).prop_map(|(agency, stage)| Step::Nobody { agency, stage }),
         1 => agency.clone().prop_map(|agency| Step::Hold { agency }),
         1 => agency.prop_map(|agency| Step::Release { agency }),

@@ -95,6 +95,10 @@ impl Clock for Off {
     fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()> {
         SystemClock.sleep_until(at - self.0)
     }
+
+    fn sleep(&self, by: Duration) -> BoxFuture<'_, ()> {
+        SystemClock.sleep(by)
+    }
 }
 
 /// A lot whose every key may be deleted at D, with the clock there.

@@ -34,8 +34,8 @@ use crate::app::sweep::{
 };
 use crate::domain::audit::Origin;
 use crate::domain::sweep::{
-    Breaker, EntryState, EventPayload, HoldReason, LotCounts, LotState, Notice, NoticeKind, RescueCause, Stage,
-    SweepPolicy,
+    Breaker, EntryState, EventPayload, HoldReason, LotCounts, LotState, Notice, NoticeKind, Passage, RescueCause,
+    Stage, SweepPolicy,
 };
 use crate::storage::entities::{api_keys, audit_events, usage_writers};
 use crate::storage::{Migrator, StorageError, sweep};
@@ -229,7 +229,9 @@ impl House {
             self.clock.advance_to(at);
         }
         let notice = Notice { plan_id: self.plan().await.plan.plan_id, agency_id: agency.to_owned(), stage, kind };
-        self.store.record_notices(&[notice], self.clock.now()).await.expect("recorded").pop().expect("one")
+        let now = self.clock.now();
+        let passage = Passage { sent_at: Some(now), arrived_at: now };
+        self.store.record_notices(&[notice], &passage).await.expect("recorded").pop().expect("one")
     }
 
     /// All notices of a lot on their marks, up to and with a stage.

@@ -70,7 +70,7 @@ both_databases! {
             notice("agy_2", Stage::D15), notice("agy_9", Stage::D15), notice("agy_1", Stage::D7), notice("agy_1", Stage::D15),
             notice("agy_2", Stage::D7), notice("agy_2", Stage::D1), notice("agy_2", Stage::D1),
         ];
-        let (results, head) = house.service.acknowledge(&batch).await.unwrap();
+        let (results, head) = house.service.acknowledge(&batch, Some(d())).await.unwrap();
         use NoticeReply::{Recorded, Refused};
         let replies: Vec<_> = results.iter().map(|result| result.reply).collect();
         assert_eq!(replies, [Recorded, Refused, Refused, Recorded, Recorded, Recorded, Recorded]);

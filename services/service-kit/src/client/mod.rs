@@ -1,11 +1,13 @@
-//! Calling other services: channels that notice a dead peer, and requests that pass on their context.
+//! Calling other services: channels that notice a dead peer and trust no stranger, and requests that pass on their context.
+
+mod connect;
+mod peer;
 
 use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
 
 use crate::actor;
 use crate::config::Faults;
@@ -13,6 +15,9 @@ use crate::context::{REQUEST_ID_KEY, RequestContext, TRACEPARENT_KEY};
 use crate::telemetry::traces;
 
 pub use traces::calling;
+
+pub use connect::{EndpointError, channel, channel_to_self};
+pub use peer::{Peer, Resolve, SystemResolver};
 
 /// Where another service is.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,7 +34,7 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// Notes the faults of the section `path`.
     pub fn validate(&self, path: &str, faults: &mut Faults) {
-        if endpoint(self).is_err() {
+        if connect::Target::parse(&self.endpoint).is_err() {
             faults.push(format!("{path}.endpoint"), "must be a URL such as http://127.0.0.1:50051");
         }
         for (field, value) in
@@ -45,28 +50,6 @@ impl ClientConfig {
     pub fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.request_timeout_ms)
     }
-}
-
-/// Without pings, a peer that vanished silently is never noticed.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-fn endpoint(config: &ClientConfig) -> Result<Endpoint, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(config.endpoint.clone())?;
-    Ok(endpoint
-        .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true))
-}
-
-/// A channel that connects when first used, and anew whenever the connection was lost.
-///
-/// # Errors
-/// When the endpoint is no URL; a validated configuration has none such.
-pub fn channel(config: &ClientConfig) -> Result<Channel, tonic::transport::Error> {
-    Ok(endpoint(config)?.connect_lazy())
 }
 
 /// A request of this service on its own behalf names the span that it is made in.
@@ -87,8 +70,9 @@ pub fn with_context<T>(message: T, context: &RequestContext, timeout: Duration) 
     });
     request.set_timeout(left.max(Duration::from_millis(1)));
     let actor = context.actor.as_ref().map(ToString::to_string);
+    let request_id = Some(context.request_id.to_string()).filter(|id| !id.is_empty());
     let pairs = [
-        (REQUEST_ID_KEY, Some(context.request_id.clone()).filter(|id| !id.is_empty())),
+        (REQUEST_ID_KEY, request_id),
         (TRACEPARENT_KEY, traces::traceparent(context.traceparent.as_deref())),
         (actor::METADATA_KEY, actor),
     ];
