@@ -65,9 +65,7 @@ impl Service for KeyService {
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     let trust = Trust::open(&config.auth, &SURFACE, &deps.clock)?;
     let db = db::connect(&config.database).await?;
-    if config.database.migrate_on_start {
-        db::migrate::<Migrator>(&db).await?;
-    }
+    db::prepare::<Migrator>(&db, &config.database, &deps.clock, &shutdown).await?;
     let ring = key_ring(&config, &deps, &db).await?;
     let parts = Parts::build(&config, &deps, &db, ring).await?;
     // The jobs outlive the last call, so that what it left in memory is stored.

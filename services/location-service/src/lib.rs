@@ -44,9 +44,7 @@ pub use storage::Migrator;
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     let trust = Trust::open(&config.auth, &grpc::SURFACE, &deps.clock)?;
     let database = db::connect(&config.database).await?;
-    if config.database.migrate_on_start {
-        db::migrate::<Migrator>(&database).await?;
-    }
+    db::prepare::<Migrator>(&database, &config.database, &deps.clock, &shutdown).await?;
     let store = storage::DatabaseStore::new(database.clone());
     let may_create = store.needs_no_keyring().await.context("the database cannot be read; is it migrated?")?;
     let ring = KeyRing::load(&config.keyring, config.database.sqlite_path().as_deref(), may_create, &*deps.entropy)?;

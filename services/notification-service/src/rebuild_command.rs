@@ -7,6 +7,7 @@ use service_kit::auth::Trust;
 use service_kit::client::Peer;
 use service_kit::ids::IdGenerator;
 use service_kit::{Deps, db};
+use tokio_util::sync::CancellationToken;
 
 use crate::app::rebuild::{RebuildProjection, Rebuilt};
 use crate::clients::Plans;
@@ -38,9 +39,7 @@ pub async fn execute(config: Config) -> anyhow::Result<()> {
 /// When the database or key-service cannot be used, or key-service's events do not make a projection; nothing is changed then.
 pub async fn rebuild(config: Config, deps: &Deps) -> anyhow::Result<Rebuilt> {
     let database = db::connect(&config.database).await?;
-    if config.database.migrate_on_start {
-        db::migrate::<Migrator>(&database).await?;
-    }
+    db::prepare::<Migrator>(&database, &config.database, &deps.clock, &CancellationToken::new()).await?;
     let trust = Trust::open(&config.auth, &SURFACE, &deps.clock)?;
     let key_service = Peer::new(&config.key_service, &trust).context("key_service.endpoint")?;
     let store = Store::new(database.clone(), IdGenerator::new(deps.entropy.clone()), config.mail.domain());

@@ -38,9 +38,7 @@ use crate::storage::{Migrator, Store};
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     let trust = Trust::open(&config.auth, &SURFACE, &deps.clock)?;
     let database = db::connect(&config.database).await?;
-    if config.database.migrate_on_start {
-        db::migrate::<Migrator>(&database).await?;
-    }
+    db::prepare::<Migrator>(&database, &config.database, &deps.clock, &shutdown).await?;
     let store = Store::new(database.clone(), IdGenerator::new(deps.entropy.clone()), config.mail.domain())
         .with_limits(config.mail.limits());
     let parts = Parts {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
+use chrono::TimeDelta;
+use sea_orm::sea_query::Query;
 use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
@@ -12,10 +14,12 @@ use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr,
     RuntimeErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
-use sea_orm_migration::MigratorTrait;
+use sea_orm_migration::{IntoSchemaManagerConnection, MigratorTrait, SchemaManager};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 
+use crate::clock::SharedClock;
 use crate::config::{Faults, Validate};
 
 /// Where a service keeps its data.
@@ -135,21 +139,80 @@ async fn is_idle(connection: &mut SqliteConnection) -> Result<bool, sea_orm::sql
 /// Any number does, as long as every service and replica takes the same one: each has its own database.
 const MIGRATION_LOCK: i64 = 0x6b65_7973;
 
-/// Applies the pending migrations, one replica at a time.
+/// Brings the schema to this version before a service is run: applies the pending migrations, or, where `migrate_on_start` is off,
+/// waits until somebody else has, looking once a second.
+///
+/// # Errors
+/// When a migration fails, the database cannot be read, or `stop` was asked for meanwhile.
+pub async fn prepare<M: MigratorTrait>(
+    db: &DatabaseConnection,
+    config: &DatabaseConfig,
+    clock: &SharedClock,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    if config.migrate_on_start {
+        return migrate::<M>(db).await;
+    }
+    loop {
+        let pending = pending::<M, _>(db).await.context("cannot read which migrations were applied")?;
+        if pending.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(?pending, "waiting for the command migrate");
+        tokio::select! {
+            () = stop.cancelled() => anyhow::bail!("stopped while it waited for the command migrate"),
+            () = clock.sleep_until(clock.now() + LOOK_AGAIN) => {}
+        }
+    }
+}
+
+/// Between two looks at whether somebody has migrated.
+const LOOK_AGAIN: TimeDelta = TimeDelta::seconds(1);
+
+/// Applies the pending migrations, one replica at a time. A database that a newer version has migrated is left as it is: versions
+/// that follow each other work side by side.
 ///
 /// # Errors
 /// When a migration fails; on PostgreSQL none of them is then applied.
 pub async fn migrate<M: MigratorTrait>(db: &DatabaseConnection) -> anyhow::Result<()> {
     if db.get_database_backend() != DatabaseBackend::Postgres {
-        return M::up(db, None).await.context("cannot apply the database migrations");
+        return apply::<M, _>(db).await;
     }
     let transaction = db.begin().await.context("cannot begin the database migrations")?;
     transaction
         .execute_unprepared(&format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
         .await
         .context("cannot take the migration lock")?;
-    M::up(&transaction, None).await.context("cannot apply the database migrations")?;
+    apply::<M, _>(&transaction).await?;
     transaction.commit().await.context("cannot commit the database migrations")
+}
+
+async fn apply<'c, M: MigratorTrait, C>(db: &'c C) -> anyhow::Result<()>
+where
+    C: ConnectionTrait,
+    &'c C: IntoSchemaManagerConnection<'c>,
+{
+    if pending::<M, _>(db).await.context("cannot read which migrations were applied")?.is_empty() {
+        return Ok(());
+    }
+    M::up(db, None).await.context("cannot apply the database migrations")
+}
+
+/// The migrations that the database lacks; nothing is written. It may have others besides: those of a newer version.
+async fn pending<'c, M: MigratorTrait, C>(db: &'c C) -> Result<Vec<String>, DbErr>
+where
+    C: ConnectionTrait,
+    &'c C: IntoSchemaManagerConnection<'c>,
+{
+    let mut names: Vec<String> = M::migrations().iter().map(|migration| migration.name().to_owned()).collect();
+    if SchemaManager::new(db).has_table(M::migration_table_name().to_string()).await? {
+        let applied = Query::select().column("version").from(M::migration_table_name()).take();
+        for row in db.query_all(&applied).await? {
+            let version: String = row.try_get("", "version")?;
+            names.retain(|name| *name != version);
+        }
+    }
+    Ok(names)
 }
 
 /// Begins a transaction that will write: on SQLite it takes the write lock at once, since a lock that is taken later fails
@@ -274,5 +337,105 @@ mod broken_transactions {
         let ids: Vec<i64> =
             rows.await.expect("rows").iter().map(|row| row.try_get("", "id").expect("a number")).collect();
         assert_eq!(ids, [3]);
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod migrating {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use chrono::{DateTime, Utc};
+    use futures::future::BoxFuture;
+    use sea_orm_migration::prelude::*;
+
+    use super::*;
+    use crate::clock::{Clock, SimulatedClock};
+    use crate::testing::TestDatabase;
+
+    struct Step(&'static str);
+
+    impl MigrationName for Step {
+        fn name(&self) -> &str {
+            self.0
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl MigrationTrait for Step {
+        async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+            let table = Table::create().table(self.0).col(ColumnDef::new("id").integer()).to_owned();
+            manager.create_table(table).await
+        }
+    }
+
+    struct Old;
+
+    impl MigratorTrait for Old {
+        fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+            vec![Box::new(Step("m0001"))]
+        }
+    }
+
+    struct New;
+
+    impl MigratorTrait for New {
+        fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+            vec![Box::new(Step("m0001")), Box::new(Step("m0002"))]
+        }
+    }
+
+    /// A clock in whose seconds somebody else migrates.
+    #[derive(Debug)]
+    struct MigrateMeanwhile {
+        db: DatabaseConnection,
+        waits: AtomicU32,
+    }
+
+    impl Clock for MigrateMeanwhile {
+        fn now(&self) -> DateTime<Utc> {
+            crate::time::from_micros(0)
+        }
+
+        fn lived(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn sleep_until(&self, _: DateTime<Utc>) -> BoxFuture<'_, ()> {
+            Box::pin(async {
+                migrate::<New>(&self.db).await.expect("the newer version migrates");
+                self.waits.fetch_add(1, Ordering::SeqCst);
+            })
+        }
+    }
+
+    crate::both_databases! {
+        async fn a_service_waits_for_the_migrations_that_it_must_not_apply(database: TestDatabase) {
+            let config = DatabaseConfig { migrate_on_start: false, ..database.config() };
+            let db = connect(&config).await.expect("connects");
+            let stop = CancellationToken::new();
+            migrate::<Old>(&db).await.expect("the older version migrates");
+            let job = Arc::new(MigrateMeanwhile { db: db.clone(), waits: AtomicU32::new(0) });
+            let clock: SharedClock = job.clone();
+            prepare::<New>(&db, &config, &clock, &stop).await.expect("it goes on");
+            assert_eq!(job.waits.load(Ordering::SeqCst), 1, "it looked, waited once and looked again");
+
+            // Stopped, it does not wait for ever.
+            let empty = TestDatabase::new(database.kind);
+            let db = connect(&empty.config()).await.expect("connects");
+            stop.cancel();
+            let clock: SharedClock = Arc::new(SimulatedClock::new(crate::time::from_micros(0)));
+            let error = prepare::<New>(&db, &config, &clock, &stop).await.expect_err("it stops").to_string();
+            assert!(error.contains("migrate"), "{error}");
+            let manager = SchemaManager::new(&db);
+            assert!(!manager.has_table("m0001").await.expect("a look"), "it has migrated");
+        }
+
+        async fn a_version_starts_on_the_database_of_the_next(database: TestDatabase) {
+            let db = connect(&database.config()).await.expect("connects");
+            migrate::<New>(&db).await.expect("the newer version migrates");
+            migrate::<Old>(&db).await.expect("the older version finds nothing to do");
+            assert!(SchemaManager::new(&db).has_table("m0002").await.expect("a look"), "it was taken back");
+        }
     }
 }
