@@ -1,5 +1,5 @@
-//! Where PostgreSQL's server, aiosmtpd, Envoy or libfaketime is not installed, or nothing may be mounted, the tests that need it
-//! are left out, and say so.
+//! Where PostgreSQL's server, aiosmtpd, Envoy, kubectl, Prometheus or libfaketime is not installed, or nothing may be mounted, the tests
+//! that need it are left out, and say so.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -34,6 +34,14 @@ fn main() {
         && answers(Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "keysweep"]).arg(&folder));
     if !(mounted && answers(Command::new("umount").arg(&folder))) {
         println!("cargo::rustc-cfg=keysweep_no_mount");
+    }
+    println!("cargo::rustc-check-cfg=cfg(keysweep_no_prometheus)");
+    if !answers(Command::new("prometheus").arg("--version")) {
+        println!("cargo::rustc-cfg=keysweep_no_prometheus");
+    }
+    println!("cargo::rustc-check-cfg=cfg(keysweep_no_kubectl)");
+    if !answers(Command::new("kubectl").args(["version", "--client"])) {
+        println!("cargo::rustc-cfg=keysweep_no_kubectl");
     }
     if !answers(Command::new("envoy").arg("--version")) {
         println!("cargo::rustc-cfg=keysweep_no_envoy");

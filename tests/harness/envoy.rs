@@ -1,4 +1,4 @@
-//! The real Envoy, with the configuration that `deploy/envoy` shows.
+//! The real Envoy, with the configuration of `deploy/components/envoy`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -10,14 +10,14 @@ use tokio::process::{Child, Command};
 use crate::process::free_port;
 use crate::wait;
 
-/// The ports in the example: the public one, key-service, the API.
-const PUBLIC: &str = "port_value: 8080 }";
-const KEYSWEEP: &str = "port_value: 50051 }";
-const API: &str = "port_value: 8000 }";
+/// The addresses in the example: the public one, key-service, the API.
+const PUBLIC: &str = "address: 0.0.0.0, port_value: 8080 }";
+const KEYSWEEP: &str = "address: key-service, port_value: 50051 }";
+const API: &str = "address: api, port_value: 8000 }";
 
 /// The example itself.
 pub fn example() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/envoy/envoy.yaml")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/components/envoy/envoy.yaml")
 }
 
 /// Lets Envoy itself judge a configuration.
@@ -38,14 +38,14 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Starts it with the example, moved to other ports and with `changes` (old text, new text), and waits until it
+    /// Starts it with the example, moved to ports of loopback and with `changes` (old text, new text), and waits until it
     /// listens.
     ///
     /// # Panics
     /// When the example lacks a text that is to be changed, or Envoy cannot be started.
     pub async fn start(key_service: u16, api: u16, changes: &[(&str, &str)]) -> Self {
         let (folder, port) = (tempfile::tempdir().expect("a temporary folder"), free_port());
-        let moved = |port: u16| format!("port_value: {port} }}");
+        let moved = |port: u16| format!("address: 127.0.0.1, port_value: {port} }}");
         let (public, keysweep, api) = (moved(port), moved(key_service), moved(api));
         let ports = [(PUBLIC, public.as_str()), (KEYSWEEP, keysweep.as_str()), (API, api.as_str())];
         let mut text = std::fs::read_to_string(example()).expect("the example");

@@ -1,5 +1,5 @@
 //! The harness of the end-to-end suites: the real binaries as processes, real databases, a real SMTP server, the real
-//! Envoy.
+//! Envoy and Prometheus.
 //!
 //! It guarantees that whatever a test starts is gone when the test is, and that nothing outside this machine is contacted.
 //! It does *not* replace any part of keysweep: no suite runs against a stand-in of a service or a database.
@@ -13,6 +13,7 @@ pub mod installation;
 pub mod metrics;
 pub mod post;
 pub mod process;
+pub mod prometheus;
 pub mod replica;
 pub mod smtp;
 

