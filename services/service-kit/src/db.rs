@@ -5,7 +5,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
-use chrono::TimeDelta;
 use sea_orm::sea_query::Query;
 use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::postgres::PgConnectOptions;
@@ -161,13 +160,13 @@ pub async fn prepare<M: MigratorTrait>(
         tracing::info!(?pending, "waiting for the command migrate");
         tokio::select! {
             () = stop.cancelled() => anyhow::bail!("stopped while it waited for the command migrate"),
-            () = clock.sleep_until(clock.now() + LOOK_AGAIN) => {}
+            () = clock.sleep(LOOK_AGAIN) => {}
         }
     }
 }
 
 /// Between two looks at whether somebody has migrated.
-const LOOK_AGAIN: TimeDelta = TimeDelta::seconds(1);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Applies the pending migrations, one replica at a time. A database that a newer version has migrated is left as it is: versions
 /// that follow each other work side by side.
@@ -402,6 +401,10 @@ mod migrating {
         }
 
         fn sleep_until(&self, _: DateTime<Utc>) -> BoxFuture<'_, ()> {
+            Box::pin(std::future::pending())
+        }
+
+        fn sleep(&self, _: Duration) -> BoxFuture<'_, ()> {
             Box::pin(async {
                 migrate::<New>(&self.db).await.expect("the newer version migrates");
                 self.waits.fetch_add(1, Ordering::SeqCst);

@@ -61,14 +61,6 @@ impl Container {
     }
 }
 
-fn defaults_of(service: &str) -> &'static str {
-    match service {
-        "key-service" => key_service::KeyService::DEFAULTS,
-        "location-service" => location_service::LocationService::DEFAULTS,
-        _ => notification_service::NotificationService::DEFAULTS,
-    }
-}
-
 /// Puts the files of a volume into a folder.
 fn fill(folder: &Path, rendered: &Rendered, volume: &Value) {
     if let Some(name) = volume["configMap"]["name"].as_str() {
