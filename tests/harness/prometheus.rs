@@ -52,6 +52,10 @@ impl Prometheus {
         let prometheus = Self { address, _folder: folder, _child: child };
         wait::until("Prometheus to read every job", async || {
             tokio::net::TcpStream::connect(address).await.ok()?;
+            // Until it has read its own files it answers everything else with this alone.
+            if get(address, "/-/ready").await.split_whitespace().nth(1) != Some("200") {
+                return None;
+            }
             let missing = prometheus.ask("count(up == 1) == count(up)").await.ok()?;
             (!missing.is_empty()).then_some(())
         })

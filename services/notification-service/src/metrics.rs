@@ -20,6 +20,7 @@ pub(crate) const METRICS: &[Metric] = &[
     SUBSCRIPTION_LAG,
     SUBSCRIPTION_BREAKS,
     SUBSCRIPTION_FAULT,
+    CLOCK_OFFSET,
 ];
 
 pub(crate) const NOTICES: Metric =
@@ -75,4 +76,9 @@ pub(crate) const SUBSCRIPTION_BREAKS: Metric =
 pub(crate) const SUBSCRIPTION_FAULT: Metric = Metric::gauge(
     "keysweep_subscription_fault",
     "1 for the fault that keeps key-service's events from being applied, else 0, by fault",
+);
+
+pub(crate) const CLOCK_OFFSET: Metric = Metric::gauge(
+    "keysweep_clock_offset_seconds",
+    "Seconds that this machine's clock is ahead of key-service's, which alone counts for notices",
 );

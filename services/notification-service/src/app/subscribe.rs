@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ports::{ApplyError, PeerError, PlanMessage, PlanSource, ProjectionStore, StorageError};
 use super::signals::Signals;
-use crate::metrics::{SUBSCRIPTION_BREAKS, SUBSCRIPTION_LAG_EVENTS};
+use crate::metrics::{CLOCK_OFFSET, SUBSCRIPTION_BREAKS, SUBSCRIPTION_LAG_EVENTS};
 
 /// key-service sends a heartbeat every 15 s; after three missed ones the stream counts as dead.
 const SILENCE: Duration = Duration::from_secs(45);
@@ -262,7 +262,7 @@ impl Subscriber {
         let (before, first) = (self.clock.own_lead().unwrap_or_default(), !self.clock.follows());
         self.clock.answered(asked, at);
         let lead = self.clock.own_lead().unwrap_or_default();
-        metrics::gauge!("keysweep_clock_offset_seconds").set(lead.as_seconds_f64());
+        metrics::gauge!(CLOCK_OFFSET.name).set(lead.as_seconds_f64());
         if lead.abs() > OFFSET && before.abs() <= OFFSET {
             let seconds = lead.num_seconds();
             tracing::warn!(seconds, "this machine's clock differs from the sweep's, which alone counts here");

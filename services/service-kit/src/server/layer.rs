@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -39,14 +40,16 @@ struct Rules {
     /// Paths of calls so many and so cheap that telling each an id would be much of their cost.
     frequent_calls: Vec<&'static str>,
     methods: Methods,
-    services: Services,
     ids: CallIds,
 }
 
-/// Kept for as long as the process lives, as a server is: a shared count of who uses the rules would pass from processor to
-/// processor with every call.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ContextLayer(&'static Rules);
+/// The rules are kept for as long as the process lives: a shared count of who uses them would pass from processor to processor
+/// with every call. The services go with their server, and with them what they hold.
+#[derive(Clone, Debug)]
+pub(super) struct ContextLayer {
+    rules: &'static Rules,
+    services: Arc<Services>,
+}
 
 impl ContextLayer {
     pub(super) fn new(
@@ -55,8 +58,8 @@ impl ContextLayer {
         methods: Methods,
         services: Services,
     ) -> Self {
-        let rules = Rules { limit, long_calls, frequent_calls, methods, services, ids: CallIds::new(&OsEntropy) };
-        Self(Box::leak(Box::new(rules)))
+        let rules = Rules { limit, long_calls, frequent_calls, methods, ids: CallIds::new(&OsEntropy) };
+        Self { rules: Box::leak(Box::new(rules)), services: Arc::new(services) }
     }
 }
 
@@ -64,7 +67,7 @@ impl<S> Layer<S> for ContextLayer {
     type Service = ContextService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ContextService { inner, rules: self.0 }
+        ContextService { inner, rules: self.rules, services: self.services.clone() }
     }
 }
 
@@ -72,6 +75,7 @@ impl<S> Layer<S> for ContextLayer {
 pub(super) struct ContextService<S> {
     inner: S,
     rules: &'static Rules,
+    services: Arc<Services>,
 }
 
 impl<S> Service<Request<Body>> for ContextService<S>
@@ -115,7 +119,7 @@ where
             caller,
             peer,
         });
-        let mut answer = rules.services.call(request, |request| Box::pin(self.inner.call(request)));
+        let mut answer = self.services.call(request, |request| Box::pin(self.inner.call(request)));
         Box::pin(async move {
             let response = match &end.span {
                 Some(span) => bounded(answer, limit).instrument(span.clone()).await,
