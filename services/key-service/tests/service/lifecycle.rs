@@ -55,6 +55,7 @@ both_databases! {
         let rotation = world.detail(&old.key.key_id, "key.rotated").await;
         let expected = serde_json::json!({
             "successor_key_id": rotated.successor.key.key_id, "revoke_time": "2026-11-25T11:06:40Z",
+            "origin": { "peer": "192.0.2.7:4711" },
         });
         assert_eq!(rotation, expected);
     }
