@@ -26,7 +26,7 @@ impl fmt::Debug for Named {
 }
 
 /// A service that is always ready, as those are that tonic generates.
-trait Answer: Send + Sync {
+pub(super) trait Answer: Send + Sync {
     fn answer(&self, request: Request<Body>) -> BoxFuture<Response<Body>, Infallible>;
 }
 
@@ -48,19 +48,7 @@ where
 
 impl Services {
     /// Adds a service under its name.
-    pub(super) fn add<S>(&mut self, service: S)
-    where
-        S: Service<
-                Request<Body>,
-                Response = Response<Body>,
-                Error = Infallible,
-                Future = BoxFuture<Response<Body>, Infallible>,
-            > + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-    {
+    pub(super) fn add<S: Answer + NamedService + 'static>(&mut self, service: S) {
         self.0.push(Named { name: S::NAME, service: Box::new(service) });
     }
 
