@@ -9,7 +9,7 @@ use service_kit::keyring::KeyRing;
 use service_kit::testing::{Kind, TestDatabase};
 use tempfile::TempDir;
 
-use crate::process::{Process, free_port, serving};
+use crate::process::{Process, free_port};
 
 /// The binaries, in the order of their places.
 pub const SERVICES: [&str; 3] = ["key-service", "location-service", "notification-service"];
@@ -104,8 +104,8 @@ impl Installation {
     pub async fn start(&self, place: usize) -> Process {
         let name = SERVICES[place];
         let log = self.folder.path().join(format!("{name}.log"));
-        let process = Process::start(name, &["serve"], &self.settings(place), &log);
-        serving(self.ports[place]).await;
+        let mut process = Process::start(name, &["serve"], &self.settings(place), &log);
+        process.serves(self.ports[place]).await;
         process
     }
 

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::process::{Child, Command};
 use tonic::transport::Endpoint;
@@ -42,16 +43,25 @@ pub fn binary(name: &str) -> PathBuf {
     folder.join(name)
 }
 
-/// A port that nothing listens on.
+/// A port that nothing listens on. It lies below those that systems lend to outgoing connections, so none of these takes
+/// it while its service starts again.
 ///
 /// # Panics
 /// When the machine has none.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("an address").port()
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Suites that run at once begin far apart.
+    let start = std::process::id().wrapping_mul(7_919);
+    let mut candidates = (0..COUNT).map(|_| {
+        let place = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        u16::try_from(FIRST + place).expect("a port")
+    });
+    candidates.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).expect("a free port")
 }
 
-/// A running binary; killed when dropped.
+/// A running binary; killed and gone when dropped.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -68,7 +78,6 @@ impl Process {
         let child = command(name, arguments, settings)
             .stdout(file.try_clone().expect("the log is shared"))
             .stderr(file)
-            .kill_on_drop(true)
             .spawn()
             .expect("the binary starts");
         Self { child, log: log.to_path_buf() }
@@ -144,10 +153,30 @@ impl Process {
         self.child.kill().await.expect("it dies");
     }
 
+    /// Waits until it serves on this port of loopback.
+    ///
+    /// # Panics
+    /// When it ends instead, or does not come to it.
+    pub async fn serves(&mut self, port: u16) {
+        tokio::select! {
+            () = serving(port) => {}
+            () = self.ended() => panic!("it ended before it served: {}", self.output()),
+        }
+    }
+
     async fn signal(&self, name: &str) {
         let id = self.id().to_string();
         let sent = Command::new("kill").args([format!("-{name}"), id]).status().await;
         assert!(sent.expect("kill runs").success());
+    }
+}
+
+impl Drop for Process {
+    /// Whoever starts the next one on the same port finds it free.
+    fn drop(&mut self) {
+        while self.child.start_kill().is_ok() && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::yield_now();
+        }
     }
 }
 

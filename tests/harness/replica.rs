@@ -9,7 +9,7 @@ use service_kit::keyring::KeyRing;
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
-use crate::process::{Process, free_port, serving};
+use crate::process::{Process, free_port};
 
 /// Who asks for keys and ends them.
 pub const ADMIN: &str = "user/usr_ada";
@@ -70,8 +70,8 @@ pub struct KeyReplica {
 
 impl KeyReplica {
     async fn start(port: u16, settings: &[(&str, String)], log: &Path) -> Self {
-        let process = Process::start("key-service", &["serve"], settings, log);
-        serving(port).await;
+        let mut process = Process::start("key-service", &["serve"], settings, log);
+        process.serves(port).await;
         let endpoint = format!("http://127.0.0.1:{port}");
         let clients = Clients::new(&endpoint, &endpoint, &endpoint).expect("an endpoint");
         Self { process, clients, endpoint }

@@ -3,7 +3,7 @@
 use keysweep::clients::{Clients, made_for};
 use keysweep_e2e::account::{create_account, generate, verify};
 use keysweep_e2e::installation::Installation;
-use keysweep_e2e::process::{Process, free_port, run, serving};
+use keysweep_e2e::process::{Process, free_port, run};
 use keysweep_proto::key::v1 as key;
 use keysweep_proto::location::v2 as location;
 use keysweep_proto::notification::v1::GetSubscriptionRequest;
@@ -234,7 +234,7 @@ async fn the_launcher_keeps_its_data_and_stops_on_ctrl_c() {
 
     let mut first = Process::start("keysweep", &arguments, &[], &log);
     for port in ports {
-        serving(port).await;
+        first.serves(port).await;
     }
     let clients = Clients::new(&key, &location, &notification).expect("endpoints");
     let account = create_account(&clients).await;
@@ -247,7 +247,7 @@ async fn the_launcher_keeps_its_data_and_stops_on_ctrl_c() {
 
     let mut second = Process::start("keysweep", &arguments, &[], &log);
     for port in ports {
-        serving(port).await;
+        second.serves(port).await;
     }
     let clients = Clients::new(&key, &location, &notification).expect("endpoints");
     assert!(verify(&clients, &made.secret).await.valid);

@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use keysweep::clients::made_for;
 use keysweep_e2e::envoy::{Envoy, example, validate};
-use keysweep_e2e::process::{Process, free_port, serving};
+use keysweep_e2e::process::{Process, free_port};
 use keysweep_e2e::wait;
 use keysweep_proto::key::v1 as key;
 use keysweep_proto::key::v1::key_service_client::KeyServiceClient;
@@ -79,8 +79,8 @@ async fn start(port: u16, database: &TestDatabase, folder: &TempDir) -> Process 
         ("KEYSWEEP_DATABASE__URL", database.url.clone()),
         ("KEYSWEEP_METRICS__LISTEN", String::new()),
     ];
-    let process = Process::start("key-service", &["serve"], &settings, &folder.path().join("key-service.log"));
-    serving(port).await;
+    let mut process = Process::start("key-service", &["serve"], &settings, &folder.path().join("key-service.log"));
+    process.serves(port).await;
     process
 }
 

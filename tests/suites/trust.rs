@@ -196,8 +196,8 @@ async fn what_is_not_safe_is_refused_or_said_aloud() {
         ("KEYSWEEP_DATABASE__URL", format!("sqlite:{}", installation.path("insecure.sqlite"))),
         ("KEYSWEEP_METRICS__LISTEN", String::new()),
     ];
-    let process =
+    let mut process =
         Process::start("key-service", &["serve"], &settings, &installation.folder.path().join("insecure.log"));
-    keysweep_e2e::process::serving(port).await;
+    process.serves(port).await;
     assert!(process.output().contains("auth.mode is insecure"), "{}", process.output());
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use keysweep_e2e::installation::{Installation, SERVICES};
 use keysweep_e2e::metrics::scrape_text;
-use keysweep_e2e::process::{Process, run, serving};
+use keysweep_e2e::process::{Process, run};
 use sea_orm::{ConnectionTrait, Statement};
 use service_kit::both_databases;
 use service_kit::db;
@@ -120,8 +120,10 @@ both_databases! {
         let mut processes = Vec::new();
         for (place, name) in SERVICES.into_iter().enumerate() {
             let log = logs.path().join(format!("{name}.log"));
-            processes.push(Process::start(name, &["serve"], &settings(&installation, place, secrets.path()), &log));
-            serving(installation.ports[place]).await;
+            let settings = settings(&installation, place, secrets.path());
+            let mut process = Process::start(name, &["serve"], &settings, &log);
+            process.serves(installation.ports[place]).await;
+            processes.push(process);
         }
         let mut journey = Journey::new(installation.clients(), secrets.path());
         journey.go(&format!("http://127.0.0.1:{}", installation.ports[0])).await;
