@@ -1,4 +1,4 @@
-//! Databases that fail: a full disk under SQLite, PostgreSQL restarted or cut off in the middle of everything. Nothing is lost or done
+//! Databases that fail: full disks, PostgreSQL restarted or cut off in the middle of everything. Nothing is lost or done
 //! twice, the services go on by themselves, and what cannot be answered meanwhile is answered UNAVAILABLE.
 
 #[expect(dead_code, reason = "each suite uses a part of it")]
@@ -17,119 +17,147 @@ use keysweep_e2e::wait;
 use keysweep_proto::key::v1 as key;
 use keysweep_proto::key::v1::VerifyCode;
 use sea_orm::{ConnectionTrait, Statement};
-use secrecy::SecretString;
 use service_kit::clock::{Clock, SystemClock};
 use service_kit::db::{self, DatabaseConfig};
-use service_kit::testing::TestDatabase;
+use service_kit::testing::{Kind, TestDatabase};
 use tokio::sync::Mutex;
 use tonic::Code;
 use town::Town;
 
+/// All tests of this process share one PostgreSQL, so that one at a time may restart it.
+static SERVER: Mutex<()> = Mutex::const_new(());
+
 /// Keys of the sweep that meets a full disk: more than one batch of a deletion.
 const IDLE: usize = 2_500;
 
-fn database(disk: &SmallDisk) -> DatabaseConfig {
-    let url = SecretString::from(format!("sqlite:{}", disk.path().join("key.sqlite").display()));
-    DatabaseConfig { url, max_connections: 4, acquire_timeout_ms: 5_000, migrate_on_start: true }
-}
+/// A test of a database on a small disk, on both kinds.
+macro_rules! on_small_disks {
+    ($(async fn $name:ident($kind:ident: Kind) $body:block)+) => {
+        $(
+            mod $name {
+                use super::*;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[cfg_attr(keysweep_no_mount, ignore = "left out: no small disk can be mounted here")]
-async fn a_full_disk_is_told_and_forgotten_once_there_is_room() {
-    let (disk, fleet) = (SmallDisk::mount(16), KeyFleet::new());
-    let url = format!("sqlite:{}", disk.path().join("key.sqlite").display());
-    let mut replica = fleet.start("full", &url, &[]).await;
-    let mut made = Vec::new();
-    for _ in 0..20 {
-        made.push(replica.generate("agy_full").await.1);
-    }
-    let keys = replica.clients.keys.clone();
-    let generate = async || {
-        let account = key::owner::Account::AgencyId("agy_full".to_owned());
-        let owner = Some(key::Owner { account: Some(account) });
-        let request = key::GenerateApiKeyRequest { owner, ..Default::default() };
-        let request = keysweep::clients::made_for(keysweep_e2e::replica::ADMIN, request).expect("an actor");
-        keys.clone().generate_api_key(request).await
-    };
-    for round in 0..3 {
-        disk.fill();
-        // What the database had room for already may still be written.
-        let mut refusals = 0;
-        while refusals < 20 {
-            match generate().await {
-                Ok(answer) => made.push(answer.into_inner().secret),
-                Err(refused) => {
-                    assert_eq!(refused.code(), Code::Unavailable, "round {round}: {refused:?}");
-                    refusals += 1;
+                async fn case($kind: Kind) $body
+
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                #[cfg_attr(keysweep_no_mount, ignore = "left out: no small disk can be mounted here")]
+                async fn sqlite() {
+                    Box::pin(case(Kind::Sqlite)).await;
+                }
+
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                #[cfg_attr(
+                    any(keysweep_no_mount, keysweep_no_postgres),
+                    ignore = "left out: no small disk can be mounted here, or no PostgreSQL server is installed"
+                )]
+                async fn postgres() {
+                    let _alone = SERVER.lock().await;
+                    Box::pin(case(Kind::Postgres)).await;
                 }
             }
-        }
-        for secret in &made {
-            let code = replica.code(secret).await;
-            assert!(matches!(code, Ok(VerifyCode::Valid) | Err(Code::Unavailable)), "round {round}: {code:?}");
-        }
-        disk.free();
-        made.push(wait::until("the service to go on", async || generate().await.ok()).await.into_inner().secret);
-        for _ in 0..20 {
-            made.push(generate().await.expect("there is room").into_inner().secret);
-        }
-    }
-    // Whatever was answered is on the disk, and not in the memory of a process alone.
-    replica.process.kill().await;
-    let replica = fleet.start("full", &url, &[]).await;
-    for secret in &made {
-        assert_eq!(replica.code(secret).await, Ok(VerifyCode::Valid));
-    }
-    let proof = replica.clients.keys.clone().verify_audit_chain(key::VerifyAuditChainRequest {}).await;
-    assert!(proof.expect("an answer").get_ref().intact);
+        )+
+    };
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[cfg_attr(keysweep_no_mount, ignore = "left out: no small disk can be mounted here")]
-async fn a_sweep_that_meets_a_full_disk_goes_on_where_it_stopped() {
-    let (disk, fleet, began) = (SmallDisk::mount(48), KeyFleet::new(), SystemClock.now());
-    let (sweep_at, day) = cadence(began);
-    let config = database(&disk);
-    let desk = Desk::open(&config, &fleet.keyring(), day, sweep_at - TimeDelta::days(16)).await;
-    let names: Vec<_> = (0..IDLE).map(|n| format!("idle-{n}")).collect();
-    let long_ago = began - TimeDelta::days(700);
-    desk.import(names.iter().map(|name| legacy_row("agy_full", name, None, long_ago)).collect()).await;
-    let watch = db::connect(&config).await.expect("the database");
-    let count = async |sql: &str| -> i64 {
-        let row = watch.query_one_raw(Statement::from_string(watch.get_database_backend(), sql)).await;
-        row.expect("a count").expect("a row").try_get("", "n").expect("a number")
-    };
+on_small_disks! {
+    async fn a_full_disk_is_told_and_forgotten_once_there_is_room(kind: Kind) {
+        let (disk, fleet) = (SmallDisk::mount(32), KeyFleet::new());
+        let database = TestDatabase::within(kind, disk.path());
+        let mut replica = fleet.start("full", &database.url, &[]).await;
+        let mut made = Vec::new();
+        for _ in 0..20 {
+            made.push(replica.generate("agy_full").await.1);
+        }
+        let keys = replica.clients.keys.clone();
+        let generate = async || {
+            let account = key::owner::Account::AgencyId("agy_full".to_owned());
+            let owner = Some(key::Owner { account: Some(account) });
+            let request = key::GenerateApiKeyRequest { owner, ..Default::default() };
+            let request = keysweep::clients::made_for(keysweep_e2e::replica::ADMIN, request).expect("an actor");
+            keys.clone().generate_api_key(request).await
+        };
+        for round in 0..3 {
+            disk.fill();
+            // What the database had room for already may still be written.
+            let mut refusals = 0;
+            while refusals < 20 {
+                match generate().await {
+                    Ok(answer) => made.push(answer.into_inner().secret),
+                    Err(refused) => {
+                        assert_eq!(refused.code(), Code::Unavailable, "round {round}: {refused:?}");
+                        refusals += 1;
+                    }
+                }
+            }
+            for secret in &made {
+                let code = replica.code(secret).await;
+                assert!(matches!(code, Ok(VerifyCode::Valid) | Err(Code::Unavailable)), "round {round}: {code:?}");
+            }
+            disk.free();
+            made.push(wait::until("the service to go on", async || generate().await.ok()).await.into_inner().secret);
+            for _ in 0..20 {
+                made.push(generate().await.expect("there is room").into_inner().secret);
+            }
+        }
+        // Whatever was answered is on the disk, and not in the memory of a process alone.
+        replica.process.kill().await;
+        let replica = fleet.start("full", &database.url, &[]).await;
+        for secret in &made {
+            assert_eq!(replica.code(secret).await, Ok(VerifyCode::Valid));
+        }
+        let proof = replica.clients.keys.clone().verify_audit_chain(key::VerifyAuditChainRequest {}).await;
+        assert!(proof.expect("an answer").get_ref().intact);
+    }
 
-    // The journal's room is given back first, or there would be some left.
-    let fill = async || {
-        watch.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await.expect("a checkpoint");
-        disk.fill();
-    };
-    let planned_at = sweep_at - TimeDelta::days(15) - TimeDelta::hours(5);
-    fill().await;
-    let failed = desk.try_advance(planned_at).await.expect_err("there is no room for a plan");
-    assert!(format!("{failed:#}").contains("full"), "{failed:#}");
-    assert_eq!(count("SELECT COUNT(*) AS n FROM sweep_entries").await, 0, "a plan is made whole or not at all");
-    disk.free();
-    desk.advance(planned_at).await;
-    assert_eq!(count("SELECT COUNT(*) AS n FROM sweep_entries").await, IDLE as i64);
+    async fn a_sweep_that_meets_a_full_disk_goes_on_where_it_stopped(kind: Kind) {
+        let (disk, fleet, began) = (SmallDisk::mount(48), KeyFleet::new(), SystemClock.now());
+        let (sweep_at, day) = cadence(began);
+        let database = TestDatabase::within(kind, disk.path());
+        let config = DatabaseConfig { max_connections: 4, acquire_timeout_ms: 5_000, ..database.config() };
+        let desk = Desk::open(&config, &fleet.keyring(), day, sweep_at - TimeDelta::days(16)).await;
+        let names: Vec<_> = (0..IDLE).map(|n| format!("idle-{n}")).collect();
+        let long_ago = began - TimeDelta::days(700);
+        desk.import(names.iter().map(|name| legacy_row("agy_full", name, None, long_ago)).collect()).await;
+        let watch = db::connect(&config).await.expect("the database");
+        let count = async |sql: &str| -> i64 {
+            let row = watch.query_one_raw(Statement::from_string(watch.get_database_backend(), sql)).await;
+            row.expect("a count").expect("a row").try_get("", "n").expect("a number")
+        };
 
-    desk.announce(sweep_at, "agy_full").await;
-    fill().await;
-    desk.try_advance(sweep_at).await.expect_err("there is no room for the tombstones' audit");
-    let before = count("SELECT COUNT(*) AS n FROM api_keys WHERE state = 3").await;
-    assert_eq!(count("SELECT COUNT(*) AS n FROM audit_events WHERE action = 'key.deleted'").await, before);
-    disk.free();
-    desk.advance(sweep_at).await;
-    assert_eq!(count("SELECT COUNT(*) AS n FROM api_keys WHERE state = 3").await, IDLE as i64);
-    assert_eq!(count("SELECT COUNT(*) AS n FROM audit_events WHERE action = 'key.deleted'").await, IDLE as i64);
-    assert_eq!(count("SELECT COUNT(*) AS n FROM sweep_events WHERE payload LIKE '%plan_completed%'").await, 1);
-    let request = key::VerifyKeyRequest { secret: legacy_secret("idle-0"), ..Default::default() };
-    let answer = desk.clients.keys.clone().verify_key(request).await.expect("an answer");
-    assert_eq!(answer.get_ref().code(), VerifyCode::DeletedBySweep);
-    let proof = desk.clients.keys.clone().verify_audit_chain(key::VerifyAuditChainRequest {}).await;
-    assert!(proof.expect("an answer").get_ref().intact);
-    desk.close().await;
+        // The journal's room is given back first, or there would be some left.
+        let fill = async || {
+            if kind == Kind::Sqlite {
+                watch.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await.expect("a checkpoint");
+            }
+            disk.fill();
+        };
+        let planned_at = sweep_at - TimeDelta::days(15) - TimeDelta::hours(5);
+        fill().await;
+        let failed = desk.try_advance(planned_at).await.expect_err("there is no room for a plan");
+        let full = if kind == Kind::Sqlite { "database or disk is full" } else { "No space left on device" };
+        assert!(format!("{failed:#}").contains(full), "{failed:#}");
+        assert_eq!(count("SELECT COUNT(*) AS n FROM sweep_entries").await, 0, "a plan is made whole or not at all");
+        disk.free();
+        desk.advance(planned_at).await;
+        assert_eq!(count("SELECT COUNT(*) AS n FROM sweep_entries").await, IDLE as i64);
+
+        desk.announce(sweep_at, "agy_full").await;
+        fill().await;
+        desk.try_advance(sweep_at).await.expect_err("there is no room for the tombstones' audit");
+        let before = count("SELECT COUNT(*) AS n FROM api_keys WHERE state = 3").await;
+        assert_eq!(count("SELECT COUNT(*) AS n FROM audit_events WHERE action = 'key.deleted'").await, before);
+        disk.free();
+        desk.advance(sweep_at).await;
+        assert_eq!(count("SELECT COUNT(*) AS n FROM api_keys WHERE state = 3").await, IDLE as i64);
+        assert_eq!(count("SELECT COUNT(*) AS n FROM audit_events WHERE action = 'key.deleted'").await, IDLE as i64);
+        assert_eq!(count("SELECT COUNT(*) AS n FROM sweep_events WHERE payload LIKE '%plan_completed%'").await, 1);
+        let request = key::VerifyKeyRequest { secret: legacy_secret("idle-0"), ..Default::default() };
+        let answer = desk.clients.keys.clone().verify_key(request).await.expect("an answer");
+        assert_eq!(answer.get_ref().code(), VerifyCode::DeletedBySweep);
+        let proof = desk.clients.keys.clone().verify_audit_chain(key::VerifyAuditChainRequest {}).await;
+        assert!(proof.expect("an answer").get_ref().intact);
+        desk.close().await;
+    }
 }
 
 /// So long a stage may stand still before time leaps on.
@@ -137,9 +165,6 @@ const STRETCH: Duration = Duration::from_secs(20);
 /// When something happens after a stage has begun: not a wait for anything, what is under way then is what the processes do by
 /// themselves.
 const PAUSES: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(150), Duration::from_millis(400)];
-
-/// All tests of this process share one PostgreSQL, so that one at a time may restart it.
-static SERVER: Mutex<()> = Mutex::const_new(());
 
 /// A quarter in which something `happens` at the beginning of each stage and of the deletion: everything is done once.
 async fn quarter(

@@ -15,6 +15,7 @@ mod world;
 
 use std::time::Instant;
 
+use futures::{StreamExt, stream};
 use ledger::Totals;
 use life::{Outcome, live};
 use service_kit::entropy::{Entropy, OsEntropy};
@@ -50,17 +51,23 @@ fn add(all: &mut Totals, one: Totals) {
 /// The last steps before a violation that are worth a look.
 const LAST_STEPS: usize = 60;
 
+/// Lives that are lived at a time in the long form: most of one is waiting for threads, sockets and files.
+const AT_A_TIME: usize = 6;
+
 #[expect(clippy::print_stdout, reason = "the totals are for whoever runs the long form")]
-async fn ordeal(quarters: u64, life: u64, seeds: impl Iterator<Item = u64>, loud: bool) {
+async fn ordeal(quarters: u64, life: u64, at_a_time: usize, seeds: impl Iterator<Item = u64>, loud: bool) {
     let (began, mut all, mut lives, mut broken) = (Instant::now(), Totals::default(), 0, Vec::new());
-    for seed in seeds {
-        if all.quarters >= quarters {
-            break;
-        }
-        println!("KEYSWEEP_ORDEAL_SEED={seed}");
-        let Outcome { totals, violations, trace } = Box::pin(live(seed, life.min(quarters - all.quarters), loud))
-            .await
-            .unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
+    let lengths = (0..quarters).step_by(life as usize).map(|lived| life.min(quarters - lived));
+    let mut outcomes = stream::iter(seeds.zip(lengths).map(|(seed, length)| {
+        tokio::spawn(async move {
+            println!("KEYSWEEP_ORDEAL_SEED={seed}");
+            let outcome = Box::pin(live(seed, length, loud)).await;
+            (seed, outcome.unwrap_or_else(|error| panic!("seed {seed}: {error:#}")))
+        })
+    }))
+    .buffer_unordered(at_a_time);
+    while let Some(ended) = outcomes.next().await {
+        let (seed, Outcome { totals, violations, trace }) = ended.expect("a life is lived to its end");
         add(&mut all, totals);
         lives += 1;
         if !violations.is_empty() {
@@ -80,9 +87,8 @@ async fn every_invariant_holds_whatever_fails() {
     OsEntropy.fill(&mut drawn);
     let fresh = u64::from_le_bytes(drawn) >> 16;
     match (number("KEYSWEEP_ORDEAL_QUARTERS"), number("KEYSWEEP_ORDEAL_SEED")) {
-        (None, None) => ordeal(3 * SHORT_LIFE, SHORT_LIFE, FIXED.into_iter().chain(fresh..), false).await,
-        (quarters, seed) => {
-            ordeal(quarters.unwrap_or(LIFE), LIFE, seed.unwrap_or(fresh).., quarters.is_none()).await;
-        }
+        (None, None) => ordeal(3 * SHORT_LIFE, SHORT_LIFE, 1, FIXED.into_iter().chain(fresh..), false).await,
+        (None, Some(seed)) => ordeal(LIFE, LIFE, 1, seed.., true).await,
+        (Some(quarters), seed) => ordeal(quarters, LIFE, AT_A_TIME, seed.unwrap_or(fresh).., false).await,
     }
 }

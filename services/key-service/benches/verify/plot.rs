@@ -82,7 +82,10 @@ impl Panel<'_> {
                     top + PANEL + 10.0
                 );
             }
-            let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{name}</text>", left + 4.0, top + PANEL + 24.0);
+            for (row, part) in name.split(", ").enumerate() {
+                let y = top + PANEL + 24.0 + 11.0 * row as f64;
+                let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{y:.1}\" font-size=\"9\">{part}</text>", left + 4.0);
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod fuzz;
 mod postgres;
 pub mod wait;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use secrecy::SecretString;
@@ -35,7 +36,20 @@ pub struct TestDatabase {
     pub kind: Kind,
     /// Its URL, as a service's configuration has it.
     pub url: String,
-    _folder: Option<TempDir>,
+    _files: Files,
+}
+
+/// What goes with the database.
+#[derive(Debug)]
+enum Files {
+    /// Nothing: its files are of the cluster, or of the test.
+    Elsewhere,
+    Folder {
+        _folder: TempDir,
+    },
+    Housed {
+        _database: postgres::Housed,
+    },
 }
 
 impl TestDatabase {
@@ -48,9 +62,26 @@ impl TestDatabase {
             Kind::Sqlite => {
                 let folder = tempfile::tempdir().expect("a temporary folder");
                 let url = format!("sqlite:{}", folder.path().join("test.sqlite").display());
-                Self { kind, url, _folder: Some(folder) }
+                Self { kind, url, _files: Files::Folder { _folder: folder } }
             }
-            Kind::Postgres => Self { kind, url: postgres::new_database(), _folder: None },
+            Kind::Postgres => Self { kind, url: postgres::new_database(), _files: Files::Elsewhere },
+        }
+    }
+
+    /// An empty database whose files lie in this folder, on a disk of the test's: all of SQLite's, PostgreSQL's without its log.
+    ///
+    /// # Panics
+    /// When it cannot be made: the test cannot go on.
+    pub fn within(kind: Kind, folder: &Path) -> Self {
+        match kind {
+            Kind::Sqlite => {
+                let url = format!("sqlite:{}", folder.join("test.sqlite").display());
+                Self { kind, url, _files: Files::Elsewhere }
+            }
+            Kind::Postgres => {
+                let database = postgres::Housed::new(folder);
+                Self { kind, url: database.url(), _files: Files::Housed { _database: database } }
+            }
         }
     }
 

@@ -20,11 +20,55 @@ static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 /// The URL of a new, empty database.
 pub(super) fn new_database() -> String {
-    let cluster = CLUSTER.get_or_init(start);
-    let name = format!("t{}", DATABASES.fetch_add(1, Ordering::Relaxed));
-    let socket = cluster.socket.display().to_string();
-    run(Command::new(tool("psql")).args(["-h", &socket, "-U", "postgres", "-qc", &format!("CREATE DATABASE {name}")]));
+    let name = new_name();
+    execute(&format!("CREATE DATABASE {name}"));
+    url(&name)
+}
+
+/// A database whose files lie in a folder of the test's; dropped with this.
+#[derive(Debug)]
+pub(super) struct Housed {
+    name: String,
+}
+
+impl Housed {
+    /// A new, empty one.
+    pub(super) fn new(folder: &Path) -> Self {
+        let (name, place) = (new_name(), folder.join("postgres"));
+        std::fs::create_dir(&place).expect("a folder");
+        let place = place.display().to_string();
+        if is_root() {
+            run(Command::new("chown").args([SERVER_USER, &place]));
+        }
+        execute(&format!("CREATE TABLESPACE {name} LOCATION '{place}'"));
+        execute(&format!("CREATE DATABASE {name} TABLESPACE {name}"));
+        Self { name }
+    }
+
+    pub(super) fn url(&self) -> String {
+        url(&self.name)
+    }
+}
+
+impl Drop for Housed {
+    fn drop(&mut self) {
+        execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        execute(&format!("DROP TABLESPACE {}", self.name));
+    }
+}
+
+fn new_name() -> String {
+    format!("t{}", DATABASES.fetch_add(1, Ordering::Relaxed))
+}
+
+fn url(name: &str) -> String {
+    let socket = CLUSTER.get_or_init(start).socket.display().to_string();
     format!("postgres://postgres@localhost/{name}?host={}", socket.replace('/', "%2F"))
+}
+
+fn execute(sql: &str) {
+    let socket = CLUSTER.get_or_init(start).socket.display().to_string();
+    run(Command::new(tool("psql")).args(["-h", &socket, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-qc", sql]));
 }
 
 /// Restarts the cluster: in an orderly way, which breaks off what is under way, or as after a crash of the server.
@@ -78,12 +122,20 @@ fn tool(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{name} is not installed"))
 }
 
-/// The server refuses to run as root: it then runs as the user that its package made.
+/// The user that the server's package made.
+const SERVER_USER: &str = "postgres";
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0")
+}
+
+/// The server refuses to run as root: it then runs as a user of its own.
 fn unprivileged(program: &Path, arguments: &[&str]) -> Command {
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0");
-    let mut command = if is_root {
+    let mut command = if is_root() {
         let mut command = Command::new("setpriv");
-        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+        command
+            .args([format!("--reuid={SERVER_USER}"), format!("--regid={SERVER_USER}"), "--clear-groups".to_owned()])
+            .arg(program);
         command
     } else {
         Command::new(program)
