@@ -75,10 +75,10 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
 
     let server = GrpcServer::new(&config.server, &SURFACE, &trust, shutdown);
     let streams = server.streams();
-    let served = server
-        .add_service(ExtAuthz::server(parts.verifier.clone()))
-        .add_service(KeyApi::server(parts.keys, parts.verifier, parts.audit))
-        .add_service(SweepGrpc::new(parts.sweep, streams).into_server())
+    let server = server.add_service(ExtAuthz::server(parts.verifier.clone()));
+    let server = KeyApi::new(parts.keys, parts.verifier, parts.audit).register(server);
+    let served = SweepGrpc::new(parts.sweep, streams)
+        .register(server)
         .long_call("/keysweep.key.v1.KeyService/ImportApiKeys")
         .frequent_call("/keysweep.key.v1.KeyService/VerifyKey")
         .frequent_call("/envoy.service.auth.v3.Authorization/Check")

@@ -31,6 +31,9 @@ use crate::jobs::{AcknowledgeJob, DeliverJob, DispatchJob, FiguresJob, ForgetJob
 use crate::metrics::METRICS;
 use crate::storage::{Migrator, Store};
 
+/// What one request may weigh. No valid one comes near it.
+const MAX_REQUEST_BYTES: usize = 256 * 1024;
+
 /// Serves until `shutdown`, then drains. The peers and the mail server need not be there.
 ///
 /// # Errors
@@ -60,7 +63,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     trust.keep_current(&deps, end.clone());
     let woken = parts.spawn_jobs(&plans, database.clone(), &end)?;
     let subscriber = parts.spawn_subscriber(plans, &end);
-    let api = NotificationServiceServer::new(parts.api(server.streams()));
+    let api = NotificationServiceServer::new(parts.api(server.streams())).max_decoding_message_size(MAX_REQUEST_BYTES);
     let served = server.add_service(api).serve(listener).await;
     end.cancel();
     for task in [woken, subscriber] {

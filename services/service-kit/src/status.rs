@@ -116,6 +116,13 @@ pub fn draining() -> Status {
         .build()
 }
 
+/// UNAVAILABLE because the process has more to do than it may: nothing was done, and another replica may have room.
+pub fn overloaded() -> Status {
+    StatusBuilder::new(Code::Unavailable, "OVERLOADED", "the server has too many calls in progress")
+        .retry_after(Duration::from_secs(1))
+        .build()
+}
+
 /// DEADLINE_EXCEEDED, of the caller's deadline or the server's limit.
 pub fn deadline_exceeded() -> Status {
     StatusBuilder::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call took longer than its deadline").build()

@@ -54,7 +54,9 @@ impl Replica {
             request_timeout_ms: 5_000,
             drain_timeout_ms: 5_000,
             drain_notice_ms: 0,
+            max_connections: 100,
             max_concurrent_streams: 100,
+            max_calls: 100,
             max_connection_age_ms: 0,
         };
         let shutdown = CancellationToken::new();

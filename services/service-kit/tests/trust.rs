@@ -134,7 +134,9 @@ fn server_config(listen: SocketAddr) -> ServerConfig {
         request_timeout_ms: 5_000,
         drain_timeout_ms: 1_000,
         drain_notice_ms: 0,
+        max_connections: 100,
         max_concurrent_streams: 100,
+        max_calls: 100,
         max_connection_age_ms: 0,
     }
 }

@@ -6,6 +6,7 @@ use keysweep_proto::key::v1 as proto;
 use keysweep_proto::key::v1::key_service_server::{KeyService, KeyServiceServer};
 use service_kit::context::{self, RequestContext};
 use service_kit::page;
+use service_kit::server::GrpcServer;
 use service_kit::status::{invalid_fields, page_error};
 use service_kit::violations::Violations;
 use tonic::{Request, Response, Status, Streaming};
@@ -19,6 +20,11 @@ use crate::app::keys::{Issued, Keys};
 use crate::app::verify::Verifier;
 use crate::domain::audit::Origin;
 
+/// What one request may weigh. No valid one comes near it.
+const MAX_REQUEST_BYTES: usize = 32 * 1024;
+/// What one chunk of an import may weigh: a thousand rows with room to spare.
+const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
+
 /// The service over the use cases of keys and of the audit.
 #[derive(Debug)]
 pub struct KeyApi {
@@ -28,9 +34,16 @@ pub struct KeyApi {
 }
 
 impl KeyApi {
-    /// The service, ready to be added to a server.
-    pub fn server(keys: Arc<Keys>, verifier: Arc<Verifier>, audit: Arc<Audit>) -> KeyServiceServer<Self> {
-        KeyServiceServer::new(Self { keys, verifier, audit })
+    /// The service.
+    pub fn new(keys: Arc<Keys>, verifier: Arc<Verifier>, audit: Arc<Audit>) -> Self {
+        Self { keys, verifier, audit }
+    }
+
+    /// Adds it to a server.
+    pub fn register(self, server: GrpcServer) -> GrpcServer {
+        let api = Arc::new(self);
+        let taking = |bytes| KeyServiceServer::from_arc(api.clone()).max_decoding_message_size(bytes);
+        server.add_service(taking(MAX_REQUEST_BYTES)).add_method("ImportApiKeys", taking(MAX_CHUNK_BYTES))
     }
 
     fn key(&self, key: crate::domain::key::ApiKey) -> proto::ApiKey {

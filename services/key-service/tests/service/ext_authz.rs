@@ -43,7 +43,11 @@ impl Doors {
     fn of(world: &World) -> Self {
         let audit = Arc::new(Audit::new(world.store.clone()));
         Self {
-            keys: KeyServiceClient::new(KeyApi::server(world.keys.clone(), world.verifier.clone(), audit)),
+            keys: KeyServiceClient::new(KeyServiceServer::new(KeyApi::new(
+                world.keys.clone(),
+                world.verifier.clone(),
+                audit,
+            ))),
             gateway: AuthorizationClient::new(ExtAuthz::server(world.verifier.clone())),
         }
     }

@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 
 use http::Request;
 use tonic::Status;
-use tonic::transport::server::TcpConnectInfo;
 
-use super::tls::TlsPeer;
+use super::connections::{Peer, Who};
 use crate::actor::Actor;
-use crate::status::caller_not_allowed;
+use crate::status::{caller_not_allowed, overloaded};
 
 /// A call that is let in.
 #[derive(Debug)]
@@ -21,23 +20,32 @@ pub(super) struct Admitted {
     pub(super) peer: Option<SocketAddr>,
 }
 
-/// Lets a call in, `named` being the actor that its metadata names, or says why not.
+/// Lets a call in, `named` being the actor that its metadata names, or says why not. `vital`: it is let in however much there
+/// is to do.
 ///
 /// # Errors
-/// PERMISSION_DENIED where the policy does not list it; what is wrong with `named`.
-pub(super) fn admit<B>(request: &Request<B>, named: Result<Option<Actor>, Status>) -> Result<Admitted, Status> {
-    let extensions = request.extensions();
-    if let Some(plaintext) = extensions.get::<TcpConnectInfo>() {
-        // Every caller is trusted, else the server would not take plaintext.
-        return Ok(Admitted { actor: named?, caller: None, peer: plaintext.remote_addr() });
-    }
+/// PERMISSION_DENIED where the policy does not list it; what is wrong with `named`; UNAVAILABLE on a surplus connection.
+pub(super) fn admit<B>(
+    request: &Request<B>,
+    named: Result<Option<Actor>, Status>,
+    vital: bool,
+) -> Result<Admitted, Status> {
     let path = request.uri().path();
-    let Some(TlsPeer { address, caller }) = extensions.get::<TlsPeer>() else {
+    let Some(Peer { address, who, surplus }) = request.extensions().get::<Peer>() else {
         return Err(caller_not_allowed("an unknown caller", path));
     };
-    caller.may_call(path)?;
-    let actor = caller.acts_for(named?)?;
-    Ok(Admitted { actor: Some(actor), caller: Some(caller.name().to_owned()), peer: Some(*address) })
+    let (actor, caller) = match who {
+        // Every caller is trusted, else the server would not take plaintext.
+        Who::Anybody => (named?, None),
+        Who::Known(caller) => {
+            caller.may_call(path)?;
+            (Some(caller.acts_for(named?)?), Some(caller.name().to_owned()))
+        }
+    };
+    if *surplus && !vital {
+        return Err(overloaded());
+    }
+    Ok(Admitted { actor, caller, peer: *address })
 }
 
 #[cfg(test)]
@@ -46,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_call_that_came_over_no_connection_is_refused() {
-        let status = admit(&Request::new(()), Ok(None)).expect_err("nobody is known to have sent it");
+        let status = admit(&Request::new(()), Ok(None), true).expect_err("nobody is known to have sent it");
         assert_eq!(status.code(), tonic::Code::PermissionDenied);
     }
 }

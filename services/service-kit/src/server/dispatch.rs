@@ -12,35 +12,61 @@ use tower::Service;
 
 /// The services of a server.
 #[derive(Debug, Default)]
-pub(super) struct Services(Vec<Named>);
-
-struct Named {
-    name: &'static str,
-    service: Box<dyn Answer>,
+pub(super) struct Services {
+    named: Vec<Named>,
+    /// Methods, by their paths, that another service answers than the one that their path names.
+    methods: Vec<(String, AnyService)>,
 }
 
-impl fmt::Debug for Named {
+/// Some service.
+struct AnyService(Box<dyn Answer>);
+
+impl fmt::Debug for AnyService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
+        f.write_str("AnyService")
     }
 }
 
-/// A service that is always ready, as those are that tonic generates.
-pub(super) trait Answer: Send + Sync {
-    fn answer(&self, request: Request<Body>) -> BoxFuture<Response<Body>, Infallible>;
+#[derive(Debug)]
+struct Named {
+    name: &'static str,
+    service: AnyService,
 }
 
-impl<S> Answer for S
-where
+/// A service as tonic generates them: it has a name, and is always ready.
+pub trait GrpcService:
+    Service<
+        Request<Body>,
+        Response = Response<Body>,
+        Error = Infallible,
+        Future = BoxFuture<Response<Body>, Infallible>,
+    > + NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> GrpcService for S where
     S: Service<
             Request<Body>,
             Response = Response<Body>,
             Error = Infallible,
             Future = BoxFuture<Response<Body>, Infallible>,
-        > + Clone
+        > + NamedService
+        + Clone
         + Send
-        + Sync,
+        + Sync
+        + 'static
 {
+}
+
+trait Answer: Send + Sync {
+    fn answer(&self, request: Request<Body>) -> BoxFuture<Response<Body>, Infallible>;
+}
+
+impl<S: GrpcService> Answer for S {
     fn answer(&self, request: Request<Body>) -> BoxFuture<Response<Body>, Infallible> {
         self.clone().call(request)
     }
@@ -48,13 +74,18 @@ where
 
 impl Services {
     /// Adds a service under its name.
-    pub(super) fn add<S: Answer + NamedService + 'static>(&mut self, service: S) {
-        self.0.push(Named { name: S::NAME, service: Box::new(service) });
+    pub(super) fn add<S: GrpcService>(&mut self, service: S) {
+        self.named.push(Named { name: S::NAME, service: AnyService(Box::new(service)) });
+    }
+
+    /// Lets `service` answer one method of its name.
+    pub(super) fn add_method<S: GrpcService>(&mut self, method: &str, service: S) {
+        self.methods.push((format!("/{}/{method}", S::NAME), AnyService(Box::new(service))));
     }
 
     /// The names of all, in the order in which they were added.
     pub(super) fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.0.iter().map(|named| named.name)
+        self.named.iter().map(|named| named.name)
     }
 
     /// The answer of the service that the request's path, `/package.Service/Method`, names; that of `otherwise`, if none is.
@@ -63,12 +94,19 @@ impl Services {
         request: Request<Body>,
         otherwise: impl FnOnce(Request<Body>) -> BoxFuture<Response<Body>, Infallible>,
     ) -> BoxFuture<Response<Body>, Infallible> {
-        let name = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/')).map(|(name, _)| name);
-        // There are a handful: looking at each is cheaper than hashing.
-        match self.0.iter().find(|named| name == Some(named.name)) {
-            Some(named) => named.service.answer(request),
+        match self.find(request.uri().path()) {
+            Some(service) => service.0.answer(request),
             None => otherwise(request),
         }
+    }
+
+    fn find(&self, path: &str) -> Option<&AnyService> {
+        // There are a handful: looking at each is cheaper than hashing.
+        if let Some((_, service)) = self.methods.iter().find(|(own, _)| own == path) {
+            return Some(service);
+        }
+        let (name, _) = path.strip_prefix('/')?.split_once('/')?;
+        self.named.iter().find(|named| named.name == name).map(|named| &named.service)
     }
 }
 
@@ -78,9 +116,9 @@ mod tests {
 
     use super::*;
 
-    /// Answers with its status code.
+    /// Answers with this status code.
     #[derive(Clone)]
-    struct Teapot;
+    struct Teapot(http::StatusCode);
 
     impl NamedService for Teapot {
         const NAME: &'static str = "test.Teapot";
@@ -96,32 +134,35 @@ mod tests {
         }
 
         fn call(&mut self, _: Request<Body>) -> Self::Future {
-            Box::pin(async {
-                let mut response = Response::new(Body::empty());
-                *response.status_mut() = http::StatusCode::IM_A_TEAPOT;
-                Ok(response)
-            })
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = self.0;
+            Box::pin(std::future::ready(Ok(response)))
         }
     }
 
     #[tokio::test]
     async fn a_call_reaches_the_service_that_its_path_names_and_no_other() {
         let mut services = Services::default();
-        services.add(Teapot);
+        services.add(Teapot(http::StatusCode::IM_A_TEAPOT));
+        services.add_method("Pour", Teapot(http::StatusCode::FOUND));
         assert_eq!(services.names().collect::<Vec<_>>(), ["test.Teapot"]);
+        let [service, method, neither] = [http::StatusCode::IM_A_TEAPOT, http::StatusCode::FOUND, http::StatusCode::OK];
         for (path, reached) in [
-            ("/test.Teapot/Brew", true),
-            ("/test.Teapot/", true),
-            ("/test.Teapot", false),
-            ("/test.Teapots/Brew", false),
-            ("/Teapot/Brew", false),
-            ("//test.Teapot/Brew", false),
-            ("/", false),
+            ("/test.Teapot/Brew", service),
+            ("/test.Teapot/", service),
+            ("/test.Teapot/Pour", method),
+            ("/test.Teapot/Pour/", service),
+            ("/test.Teapots/Pour", neither),
+            ("/test.Teapot", neither),
+            ("/test.Teapots/Brew", neither),
+            ("/Teapot/Brew", neither),
+            ("//test.Teapot/Brew", neither),
+            ("/", neither),
         ] {
             let request = Request::builder().uri(format!("http://localhost{path}")).body(Body::empty());
             let other = |_| -> BoxFuture<_, _> { Box::pin(async { Ok(Response::new(Body::empty())) }) };
             let answer = services.call(request.expect("a request"), other).await.expect("infallible");
-            assert_eq!(answer.status() == http::StatusCode::IM_A_TEAPOT, reached, "{path}");
+            assert_eq!(answer.status(), reached, "{path}");
         }
     }
 }

@@ -8,8 +8,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::BodyExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tonic::body::Body;
+use tonic::codegen::BoxFuture;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
@@ -21,12 +24,15 @@ use crate::actor::{self, Actor};
 use crate::context::{REQUEST_ID_KEY, RequestContext, RequestId, TRACEPARENT_KEY, is_traceparent};
 use crate::entropy::OsEntropy;
 use crate::ids::CallIds;
-use crate::status::{deadline_exceeded, invalid_fields, too_large, undecodable};
+use crate::status::{deadline_exceeded, invalid_fields, overloaded, too_large, undecodable};
+use crate::telemetry::metrics::LOAD_SHED;
 use crate::telemetry::traces;
 use crate::violations::Violations;
 
 /// Our own deadline ends a call just before tonic's does, which would call it CANCELLED.
 const BEFORE_TONIC: Duration = Duration::from_millis(5);
+/// What a frequent call that finds no place has nevertheless: memory may answer it as soon as its message is here.
+const GRACE: Duration = Duration::from_millis(100);
 const TIMEOUT_KEY: &str = "grpc-timeout";
 /// Among the headers of an answer that has no message.
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -41,6 +47,29 @@ struct Rules {
     frequent_calls: Vec<&'static str>,
     methods: Methods,
     ids: CallIds,
+    /// Room for calls in progress.
+    places: Semaphore,
+}
+
+/// Held while a call is in progress; `None`: it needs none.
+type Place = Option<SemaphorePermit<'static>>;
+
+/// Too many calls are in progress.
+struct Full;
+
+impl Full {
+    /// Counts a call that is refused for it. Nothing was done, so that it may go to another replica.
+    fn refuse() -> Status {
+        metrics::counter!(LOAD_SHED.name, "limit" => "calls").increment(1);
+        overloaded()
+    }
+}
+
+impl Rules {
+    /// A place for a call, unless it needs none.
+    fn place(&'static self, needed: bool) -> Result<Place, Full> {
+        if needed { self.places.try_acquire().map(Some).map_err(|_| Full) } else { Ok(None) }
+    }
 }
 
 /// The rules are kept for as long as the process lives: a shared count of who uses them would pass from processor to processor
@@ -53,12 +82,13 @@ pub(super) struct ContextLayer {
 
 impl ContextLayer {
     pub(super) fn new(
-        limit: Duration,
+        (limit, max_calls): (Duration, usize),
         (long_calls, frequent_calls): (Vec<&'static str>, Vec<&'static str>),
         methods: Methods,
         services: Services,
     ) -> Self {
-        let rules = Rules { limit, long_calls, frequent_calls, methods, ids: CallIds::new(&OsEntropy) };
+        let (ids, places) = (CallIds::new(&OsEntropy), Semaphore::new(max_calls));
+        let rules = Rules { limit, long_calls, frequent_calls, methods, ids, places };
         Self { rules: Box::leak(Box::new(rules)), services: Arc::new(services) }
     }
 }
@@ -105,7 +135,11 @@ where
             span: None,
         };
         end.span = traces::enabled().then(|| end.span());
-        let Admitted { actor, caller, peer } = match admit(&request, heard.actor) {
+        let vital = end.method.vital;
+        // What is frequent needs a place only if it takes a while.
+        let admitted = admit(&request, heard.actor, vital)
+            .and_then(|admitted| Ok((admitted, rules.place(!vital && !end.frequent).map_err(|_| Full::refuse())?)));
+        let (Admitted { actor, caller, peer }, place) = match admitted {
             Ok(admitted) => admitted,
             Err(status) => return Box::pin(std::future::ready(Ok(end.of(status.into_http())))),
         };
@@ -121,18 +155,49 @@ where
         });
         let mut answer = self.services.call(request, |request| Box::pin(self.inner.call(request)));
         Box::pin(async move {
-            let response = match &end.span {
-                Some(span) => bounded(answer, limit).instrument(span.clone()).await,
-                // What is answered at the first look needs neither a span nor a timer: making both costs more than many an answer.
-                None => match futures::poll!(&mut answer) {
-                    Poll::Ready(response) => response,
-                    // Boxed, so that what is answered at the first look carries no room for them.
-                    Poll::Pending => Box::pin(bounded(answer, limit).instrument(end.span())).await,
-                },
+            // What is answered at the first look needs neither a timer nor, unless calls are traced, a span: making both costs more
+            // than many an answer.
+            let response = match first_look(&mut answer, end.span.as_ref()).await {
+                Poll::Ready(response) => response,
+                Poll::Pending => {
+                    let (limit, place, late) = match rules.place(end.frequent) {
+                        Ok(place) => (limit, place, deadline_exceeded as fn() -> Status),
+                        Err(Full) => (Some(limit.map_or(GRACE, |limit| limit.min(GRACE))), None, Full::refuse as _),
+                    };
+                    let span = end.span.clone().unwrap_or_else(|| end.span());
+                    // Boxed, so that what is answered at the first look carries no room for it.
+                    Box::pin(bounded(answer, limit, place, late).instrument(span)).await
+                }
             };
-            response.map(|response| end.of(response))
+            response.map(|response| held(end.of(response), place))
         })
     }
+}
+
+/// Polls an answer once, in its span if it has one.
+async fn first_look(
+    answer: &mut BoxFuture<Response<Body>, Infallible>,
+    span: Option<&Span>,
+) -> Poll<Result<Response<Body>, Infallible>> {
+    std::future::poll_fn(|cx| {
+        Poll::Ready(match span {
+            Some(span) => span.in_scope(|| answer.as_mut().poll(cx)),
+            None => answer.as_mut().poll(cx),
+        })
+    })
+    .await
+}
+
+/// The same response, which is in progress until its last message is taken: it lies in memory for so long.
+fn held(response: Response<Body>, place: Place) -> Response<Body> {
+    let Some(place) = place else { return response };
+    response.map(|body| {
+        let kept = move |frame| {
+            let _held = &place;
+            frame
+        };
+        Body::new(body.map_frame(kept))
+    })
 }
 
 /// What the headers of a call say, read in one pass.
@@ -178,16 +243,18 @@ fn another_actor(before: &Result<Option<Actor>, Status>, value: &HeaderValue) ->
     }
 }
 
-/// The answer, or that its time is over.
+/// The answer, or what is said when its time is over; it holds its place until then.
 async fn bounded(
-    answer: impl Future<Output = Result<Response<Body>, Infallible>>,
+    answer: BoxFuture<Response<Body>, Infallible>,
     limit: Option<Duration>,
+    _place: Place,
+    late: fn() -> Status,
 ) -> Result<Response<Body>, Infallible> {
     match limit {
         None => answer.await,
         Some(limit) => tokio::time::timeout(limit.saturating_sub(BEFORE_TONIC), answer)
             .await
-            .unwrap_or_else(|_| Ok(deadline_exceeded().into_http())),
+            .unwrap_or_else(|_| Ok(late().into_http())),
     }
 }
 
@@ -240,16 +307,20 @@ impl End {
     }
 }
 
-/// An answer without messages, and its code. tonic calls a message that it cannot decode INTERNAL, which it is not: anybody
+/// An answer without messages, and its code. tonic calls a message that it cannot read INTERNAL, which it is not: anybody
 /// could fill the log with our faults. One that is too large it calls OUT_OF_RANGE, as if there were another to come.
 fn blame_the_sender(response: Response<Body>) -> (Response<Body>, Code) {
     const DECODING: &str = "failed to decode Protobuf message: ";
+    const UNREADABLE: [&str; 3] =
+        ["protocol error: received message with ", "Unexpected EOF decoding stream", "Missing request message"];
     const TOO_LARGE: &str = "Error, decoded message length too large: ";
     let Some(status) = Status::from_header_map(response.headers()) else { return (response, Code::Ok) };
+    let message = status.message();
     let blamed = match status.code() {
         _ if !status.details().is_empty() => None,
-        Code::Internal => status.message().strip_prefix(DECODING).map(undecodable),
-        Code::OutOfRange => status.message().strip_prefix(TOO_LARGE).map(too_large),
+        Code::Internal if UNREADABLE.iter().any(|start| message.starts_with(start)) => Some(undecodable(message)),
+        Code::Internal => message.strip_prefix(DECODING).map(undecodable),
+        Code::OutOfRange => message.strip_prefix(TOO_LARGE).map(too_large),
         _ => None,
     };
     match blamed {
@@ -291,6 +362,14 @@ mod tests {
         assert_eq!(told.code(), Code::InvalidArgument);
         assert!(told.message().contains("A.b: buffer underflow"), "{told:?}");
         assert_eq!(told.get_error_details().error_info().map(|info| info.reason.as_str()), Some("INVALID_FIELDS"));
+        for unreadable in [
+            "protocol error: received message with compressed-flag but no grpc-encoding was specified",
+            "Unexpected EOF decoding stream.",
+            "Missing request message.",
+        ] {
+            let told = Status::from_header_map(blame_the_sender(Status::internal(unreadable).into_http()).0.headers());
+            assert_eq!(told.expect("a status").code(), Code::InvalidArgument, "{unreadable}");
+        }
         let large =
             Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes");
         let told = Status::from_header_map(blame_the_sender(large.into_http()).0.headers()).expect("a status");

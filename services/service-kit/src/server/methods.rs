@@ -14,12 +14,16 @@ use crate::telemetry::metrics::SERVER_CALLS;
 
 /// What OpenTelemetry calls a method that is not known.
 const OTHER: &str = "_OTHER";
+/// Answered however much there is to do: who is told nothing takes the process for dead.
+const VITAL: &str = "grpc.health.v1.Health/Check";
 
 /// One method.
 pub(super) struct Method {
     /// `package.Service/Method`; [`OTHER`] for all that is not known, since paths come from outside and as labels would grow
     /// without bound.
     pub(super) name: String,
+    /// Whether it is answered however much there is to do.
+    pub(super) vital: bool,
     durations: [OnceLock<Histogram>; CODES],
 }
 
@@ -34,7 +38,7 @@ impl std::fmt::Debug for Method {
 
 impl Method {
     fn new(name: String) -> Self {
-        Self { name, durations: [const { OnceLock::new() }; CODES] }
+        Self { vital: name == VITAL, name, durations: [const { OnceLock::new() }; CODES] }
     }
 
     /// Counts a call that ended.

@@ -1,30 +1,29 @@
 //! The gRPC server of every service: health, reflection, limits, and a drain in the right order.
 
 mod admission;
+mod connections;
 mod dispatch;
 mod layer;
 mod methods;
 mod tls;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures::StreamExt;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
-use tonic::codegen::BoxFuture;
-use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use tower::Service;
 
+use self::connections::Opened;
+pub use self::dispatch::GrpcService;
 use self::dispatch::Services;
 use crate::auth::{BUILT_IN, Surface, Trust};
 use crate::config::{Faults, Validate};
@@ -42,8 +41,12 @@ pub struct ServerConfig {
     pub drain_timeout_ms: u64,
     /// How long health says NOT_SERVING before the server stops taking calls, milliseconds.
     pub drain_notice_ms: u64,
+    /// The most connections at once.
+    pub max_connections: u32,
     /// The most calls in flight on one connection.
     pub max_concurrent_streams: u32,
+    /// The most calls in progress on all connections, open streams included.
+    pub max_calls: u32,
     /// After how long a connection takes no further calls, so that clients connect anew, milliseconds. 0: never.
     pub max_connection_age_ms: u64,
 }
@@ -61,8 +64,14 @@ impl Validate for ServerConfig {
         if self.drain_notice_ms > 60_000 {
             faults.push("server.drain_notice_ms", "must be at most 60000");
         }
-        if self.max_concurrent_streams == 0 {
-            faults.push("server.max_concurrent_streams", "must be at least 1");
+        for (path, value) in [
+            ("server.max_connections", self.max_connections),
+            ("server.max_concurrent_streams", self.max_concurrent_streams),
+            ("server.max_calls", self.max_calls),
+        ] {
+            if !(1..=MOST).contains(&value) {
+                faults.push(path, format!("must lie between 1 and {MOST}"));
+            }
         }
         if self.max_connection_age_ms != 0 && !CONNECTION_AGES_MS.contains(&self.max_connection_age_ms) {
             let (least, most) = (CONNECTION_AGES_MS.start(), CONNECTION_AGES_MS.end());
@@ -78,6 +87,13 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_AGES_MS: RangeInclusive<u64> = 1_000..=86_400_000;
 /// Real metadata takes a few hundred bytes.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// Calls that a client took back before the server looked at them: more wait for no honest client, and the connection is closed.
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams of a connection that the server reset for what the client did wrong, before it closes the connection. tonic would set
+/// no bound.
+const MAX_ERROR_RESETS: usize = 1_024;
+/// Of connections, streams and calls, more than any machine bears.
+const MOST: u32 = 1_000_000;
 
 /// A server that takes calls; done when it has stopped.
 type Serving = Pin<Box<dyn Future<Output = Result<(), tonic::transport::Error>> + Send>>;
@@ -113,20 +129,15 @@ impl GrpcServer {
 
     /// Adds a service; health knows it by its name.
     #[must_use]
-    pub fn add_service<S>(mut self, service: S) -> Self
-    where
-        S: Service<
-                http::Request<Body>,
-                Response = http::Response<Body>,
-                Error = Infallible,
-                Future = BoxFuture<http::Response<Body>, Infallible>,
-            > + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-    {
+    pub fn add_service(mut self, service: impl GrpcService) -> Self {
         self.services.add(service);
+        self
+    }
+
+    /// Lets `service` answer one method of a service that is added too: another instance of it, with bounds of its own.
+    #[must_use]
+    pub fn add_method(mut self, method: &str, service: impl GrpcService) -> Self {
+        self.services.add_method(method, service);
         self
     }
 
@@ -209,19 +220,27 @@ impl GrpcServer {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+            .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
             .layer(layer::ContextLayer::new(
-                Duration::from_millis(self.config.request_timeout_ms),
+                (Duration::from_millis(self.config.request_timeout_ms), self.config.max_calls as usize),
                 (std::mem::take(&mut self.long_calls), std::mem::take(&mut self.frequent_calls)),
                 methods,
                 std::mem::take(&mut self.services),
             ))
             .add_routes(routes);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
-        let stopped = stop.cancelled_owned();
+        let (incoming, stopped) = (connections::patient(incoming), stop.cancelled_owned());
+        let most = self.config.max_connections as usize;
         Ok(match self.trust.mutual() {
-            None => Box::pin(router.serve_with_incoming_shutdown(incoming, stopped)),
+            None => {
+                let opened = incoming.map(|accepted| accepted.map(Opened::by_anybody));
+                let incoming = connections::bounded(opened, connections::fitting(most, 0));
+                Box::pin(router.serve_with_incoming_shutdown(incoming, stopped))
+            }
             Some(mutual) => {
-                let incoming = tls::identified(incoming, mutual.clone());
+                let opened = tls::identified(incoming, mutual.clone());
+                let incoming = connections::bounded(opened, connections::fitting(most, tls::MAX_HANDSHAKES));
                 Box::pin(router.serve_with_incoming_shutdown(incoming, stopped))
             }
         })
@@ -270,12 +289,18 @@ async fn set_all(health: &HealthReporter, names: &[&'static str], status: Servin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::convert::Infallible;
     use std::task::{Context as TaskContext, Poll};
-    use tonic::Code;
+    use tonic::body::Body;
+    use tonic::codegen::BoxFuture;
+    use tonic::server::NamedService;
+    use tonic::transport::{Channel, Endpoint};
+    use tonic::{Code, Status};
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_check_response::ServingStatus as Answer;
     use tonic_health::pb::health_client::HealthClient;
     use tonic_types::StatusExt;
+    use tower::Service;
 
     /// A service that never answers.
     #[derive(Clone)]
@@ -299,32 +324,59 @@ mod tests {
         }
     }
 
+    const CALL: &str = "/test.Silent/Call";
     const SURFACE: Surface =
         Surface { descriptors: tonic_health::pb::FILE_DESCRIPTOR_SET, services: &["test.Silent"], policy: "" };
 
     struct Server {
-        channel: tonic::transport::Channel,
+        address: SocketAddr,
+        channel: Channel,
         shutdown: CancellationToken,
         task: tokio::task::JoinHandle<anyhow::Result<()>>,
     }
 
     async fn start(drain_notice_ms: u64) -> Server {
+        start_with(|config| config.drain_notice_ms = drain_notice_ms, false).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut ServerConfig), frequent: bool) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let config = ServerConfig {
+        let mut config = ServerConfig {
             listen: listener.local_addr().expect("an address"),
             request_timeout_ms: 100,
             drain_timeout_ms: 5_000,
-            drain_notice_ms,
+            drain_notice_ms: 0,
+            max_connections: 100,
             max_concurrent_streams: 100,
+            max_calls: 100,
             max_connection_age_ms: 0,
         };
+        change(&mut config);
         let shutdown = CancellationToken::new();
         let server = GrpcServer::new(&config, &SURFACE, &Trust::plaintext(), shutdown.clone()).add_service(Silent);
+        let server = if frequent { server.frequent_call(CALL) } else { server };
         let task = tokio::spawn(server.serve(listener));
-        let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", config.listen))
-            .expect("an endpoint")
-            .connect_lazy();
-        Server { channel, shutdown, task }
+        Server { address: config.listen, channel: connect(config.listen), shutdown, task }
+    }
+
+    /// A connection of its own.
+    fn connect(address: SocketAddr) -> Channel {
+        Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect_lazy()
+    }
+
+    /// Calls [`Silent`].
+    async fn call(channel: &Channel) -> Status {
+        let mut client = tonic::client::Grpc::new(channel.clone());
+        client.ready().await.expect("ready");
+        let path = http::uri::PathAndQuery::from_static(CALL);
+        let codec = tonic_prost::ProstCodec::default();
+        let mut request = tonic::Request::new(ask(""));
+        request.metadata_mut().insert("x-request-id", "r-1".parse().expect("ascii"));
+        client.unary::<_, HealthCheckRequest, _>(request, path, codec).await.expect_err("it never answers")
+    }
+
+    fn reason(status: &Status) -> String {
+        status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
     }
 
     fn ask(service: &str) -> HealthCheckRequest {
@@ -357,17 +409,38 @@ mod tests {
     #[tokio::test]
     async fn a_call_past_its_time_is_answered_deadline_exceeded() {
         let server = start(0).await;
-        let mut client = tonic::client::Grpc::new(server.channel);
-        client.ready().await.expect("ready");
-        let path = http::uri::PathAndQuery::from_static("/test.Silent/Call");
-        let codec = tonic_prost::ProstCodec::default();
-        let mut request = tonic::Request::new(ask(""));
-        request.metadata_mut().insert("x-request-id", "r-1".parse().expect("ascii"));
-        let status =
-            client.unary::<_, HealthCheckRequest, _>(request, path, codec).await.expect_err("it never answers");
+        let status = call(&server.channel).await;
         assert_eq!(status.code(), Code::DeadlineExceeded);
-        assert_eq!(status.get_error_details().error_info().map(|info| info.reason.as_str()), Some("DEADLINE_EXCEEDED"));
+        assert_eq!(reason(&status), "DEADLINE_EXCEEDED");
         assert_eq!(status.metadata().get("x-request-id").and_then(|id| id.to_str().ok()), Some("r-1"));
+        server.shutdown.cancel();
+    }
+    #[tokio::test]
+    async fn a_call_too_many_is_refused_at_once_and_health_is_answered() {
+        for frequent in [false, true] {
+            let change = |config: &mut ServerConfig| (config.max_calls, config.request_timeout_ms) = (1, 60_000);
+            let server = start_with(change, frequent).await;
+            let (one, another) = (Box::pin(call(&server.channel)), Box::pin(call(&server.channel)));
+            let (refused, in_progress) = futures::future::select(one, another).await.factor_first();
+            assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "OVERLOADED"));
+            assert!(refused.get_error_details().retry_info().is_some());
+            HealthClient::new(server.channel.clone()).check(ask("")).await.expect("an answer");
+            // Its place is free once its caller has given up.
+            drop(in_progress);
+            while tokio::time::timeout(Duration::from_millis(100), call(&server.channel)).await.is_ok() {}
+            server.shutdown.cancel();
+        }
+    }
+
+    #[tokio::test]
+    async fn on_a_connection_too_many_nothing_but_health_is_answered() {
+        let server = start_with(|config| config.max_connections = 1, false).await;
+        HealthClient::new(server.channel.clone()).check(ask("")).await.expect("an answer");
+        let surplus = connect(server.address);
+        let refused = call(&surplus).await;
+        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "OVERLOADED"));
+        HealthClient::new(surplus).check(ask("")).await.expect("an answer");
+        assert_eq!(call(&server.channel).await.code(), Code::DeadlineExceeded, "it is let in");
         server.shutdown.cancel();
     }
 }

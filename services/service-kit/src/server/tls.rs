@@ -1,45 +1,32 @@
 //! Connections whose both ends show a certificate.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, future};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
 
-use crate::auth::{Caller, Certificate, Mutual, NoIdentity};
+use super::connections::{Opened, Who};
+use crate::auth::{Certificate, Mutual, NoIdentity};
 use crate::telemetry::metrics::TLS_HANDSHAKES;
 
 /// Two round trips and a signature.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that have not shown a certificate yet, some 20 KiB each; others wait in the queue of the listener.
-const MAX_HANDSHAKES: usize = 2_048;
+pub(super) const MAX_HANDSHAKES: usize = 2_048;
 
 /// A connection whose other end is known.
-pub(super) struct TlsIo {
-    stream: Box<TlsStream<TcpStream>>,
-    peer: TlsPeer,
-}
-
-/// Who is at the other end of a connection, and where. Stands in the extensions of each of its requests.
-#[derive(Clone, Debug)]
-pub(super) struct TlsPeer {
-    pub(super) address: SocketAddr,
-    pub(super) caller: Caller,
-}
+type Known = Opened<Box<TlsStream<TcpStream>>>;
 
 /// The connections among `accepted` whose other end is known; a failure of the listener is passed on.
 pub(super) fn identified(
     accepted: impl Stream<Item = io::Result<TcpStream>>,
     mutual: Arc<Mutual>,
-) -> impl Stream<Item = io::Result<TlsIo>> {
+) -> impl Stream<Item = io::Result<Known>> {
     accepted
         .map(move |tcp| {
             let mutual = mutual.clone();
@@ -66,10 +53,10 @@ enum Refusal {
     Unidentified(#[from] NoIdentity),
 }
 
-async fn handshake(tcp: TcpStream, mutual: Arc<Mutual>) -> Option<TlsIo> {
+async fn handshake(tcp: TcpStream, mutual: Arc<Mutual>) -> Option<Known> {
     let address = tcp.peer_addr().ok()?;
-    let (outcome, io) = match identify(tcp, address, &mutual).await {
-        Ok(io) => ("accepted", Some(io)),
+    let (outcome, known) = match identify(tcp, address, &mutual).await {
+        Ok(known) => ("accepted", Some(known)),
         Err(refusal) => {
             tracing::info!(%address, %refusal, "a connection was refused");
             let outcome = match refusal {
@@ -81,10 +68,10 @@ async fn handshake(tcp: TcpStream, mutual: Arc<Mutual>) -> Option<TlsIo> {
         }
     };
     metrics::counter!(TLS_HANDSHAKES.name, "outcome" => outcome).increment(1);
-    io
+    known
 }
 
-async fn identify(tcp: TcpStream, address: SocketAddr, mutual: &Mutual) -> Result<TlsIo, Refusal> {
+async fn identify(tcp: TcpStream, address: SocketAddr, mutual: &Mutual) -> Result<Known, Refusal> {
     // The files may have changed since the last connection.
     let acceptor = TlsAcceptor::from(mutual.credentials.current().server.clone());
     let accepting = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp));
@@ -92,45 +79,5 @@ async fn identify(tcp: TcpStream, address: SocketAddr, mutual: &Mutual) -> Resul
     let (_, connection) = stream.get_ref();
     let shown = connection.peer_certificates().and_then(<[_]>::first).ok_or(NoIdentity::Unreadable)?;
     let caller = mutual.policy.caller(Certificate::read(shown)?.identity);
-    Ok(TlsIo { stream, peer: TlsPeer { address, caller } })
-}
-
-impl Connected for TlsIo {
-    type ConnectInfo = TlsPeer;
-
-    fn connect_info(&self) -> TlsPeer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for TlsIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for TlsIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+    Ok(Opened { io: stream, address: Some(address), who: Who::Known(caller) })
 }

@@ -109,6 +109,13 @@ pub(crate) const JOB_ACTIVATIONS: Metric = Metric::counter(
 )
 .by("job", &[]);
 
+/// What is refused because there is too much of it.
+pub(crate) const LOAD_SHED: Metric = Metric::counter(
+    "keysweep_load_shed_total",
+    "Calls refused at once because server.max_calls were in progress, and connections refused or kept for health alone because there were server.max_connections, by limit: calls or connections",
+)
+.by("limit", &["calls", "connections"]);
+
 /// How connections over TLS begin.
 pub(crate) const TLS_HANDSHAKES: Metric =
     Metric::counter("keysweep_tls_handshakes_total", "Connections over TLS, by how their handshakes went")
@@ -135,7 +142,7 @@ pub(crate) fn describe_tls() {
 }
 
 /// What every service shows.
-pub const COMMON: [Metric; 2] = [SERVER_CALLS, JOB_ACTIVATIONS];
+pub const COMMON: [Metric; 3] = [SERVER_CALLS, JOB_ACTIVATIONS, LOAD_SHED];
 
 /// Serves the process's metrics over HTTP: [`COMMON`] and these. Called once, by `main`, in the runtime.
 ///

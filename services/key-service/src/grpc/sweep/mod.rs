@@ -9,6 +9,8 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use keysweep_proto::key::v1::sweep_service_server::{SweepService as Contract, SweepServiceServer};
 use keysweep_proto::key::v1::{
     AcknowledgeNoticesRequest, AcknowledgeNoticesResponse, CancelPlanRequest, ConfirmPlanRequest, GetSweepPlanRequest,
@@ -17,6 +19,7 @@ use keysweep_proto::key::v1::{
     SubscribeSweepPlansRequest, SweepPlan,
 };
 use service_kit::page;
+use service_kit::server::GrpcServer;
 use service_kit::time::to_proto;
 use service_kit::violations::Violations;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +30,11 @@ use super::requests::{self, required_id};
 use crate::app::sweep::{EntryFilter, LotFilter, OperatorCall, PlanFilter, SweepError, SweepService};
 use crate::domain::audit::Origin;
 use crate::domain::sweep::schedule::idle_since;
+
+/// What one request may weigh. No valid one comes near it.
+const MAX_REQUEST_BYTES: usize = 32 * 1024;
+/// What a request with the notices of a thousand lots may weigh.
+const MAX_NOTICES_BYTES: usize = 512 * 1024;
 
 /// SweepService over the use cases.
 #[derive(Debug, Clone)]
@@ -42,10 +50,11 @@ impl SweepGrpc {
         Self { sweep, streams }
     }
 
-    /// As a tonic service.
-    #[must_use]
-    pub fn into_server(self) -> SweepServiceServer<Self> {
-        SweepServiceServer::new(self)
+    /// Adds it to a server.
+    pub fn register(self, server: GrpcServer) -> GrpcServer {
+        let api = Arc::new(self);
+        let taking = |bytes| SweepServiceServer::from_arc(api.clone()).max_decoding_message_size(bytes);
+        server.add_service(taking(MAX_REQUEST_BYTES)).add_method("AcknowledgeNotices", taking(MAX_NOTICES_BYTES))
     }
 }
 
