@@ -25,9 +25,12 @@ impl Clock for LimiterClock {
     }
 }
 
-/// So many a minute for each of many; each replica counts for itself.
+/// So many a minute for each of many; each replica counts for itself. Of so many at most it knows who they are: what comes
+/// beyond shares one budget.
 pub(super) struct PerMinute<K: Clone + Hash + Eq> {
-    limiter: RateLimiter<K, DashMapStateStore<K>, LimiterClock, NoOpMiddleware<Nanos>>,
+    /// By whom; `None`: all that there is no room for.
+    limiter: RateLimiter<Option<K>, DashMapStateStore<Option<K>>, LimiterClock, NoOpMiddleware<Nanos>>,
+    most: usize,
     clock: LimiterClock,
 }
 
@@ -38,26 +41,47 @@ impl<K: Clone + Hash + Eq> std::fmt::Debug for PerMinute<K> {
 }
 
 impl<K: Clone + Hash + Eq> PerMinute<K> {
-    /// At most `per_minute` at once, and as many again each minute.
-    pub(super) fn new(per_minute: NonZeroU32, clock: SharedClock) -> Self {
+    /// At most `per_minute` at once, and as many again each minute, for each of `most`.
+    pub(super) fn new(per_minute: NonZeroU32, most: usize, clock: SharedClock) -> Self {
         let clock = LimiterClock(clock);
         let limiter = RateLimiter::new(Quota::per_minute(per_minute), DashMapStateStore::default(), clock.clone());
-        Self { limiter, clock }
+        Self { limiter, most, clock }
     }
 
     /// Counts one; the error says when the next may be.
-    pub(super) fn admit(&self, who: &K) -> Result<(), Duration> {
-        self.limiter.check_key(who).map_err(|refused| refused.wait_time_from(self.clock.now()))
-    }
-
-    /// How many are remembered.
-    pub(super) fn len(&self) -> usize {
-        self.limiter.len()
+    pub(super) fn admit(&self, who: K) -> Result<(), Duration> {
+        let known = (self.limiter.len() < self.most).then_some(who);
+        self.limiter.check_key(&known).map_err(|refused| refused.wait_time_from(self.clock.now()))
     }
 
     /// Forgets those who have not been counted for a while.
     pub(super) fn tidy(&self) {
         self.limiter.retain_recent();
         self.limiter.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use chrono::TimeDelta;
+    use service_kit::clock::SimulatedClock;
+
+    use super::*;
+
+    #[test]
+    fn those_there_is_no_room_for_share_a_budget_until_others_are_forgotten() {
+        let clock = Arc::new(SimulatedClock::new("2026-01-10T12:00:00Z".parse().expect("an instant")));
+        let limiter = PerMinute::new(NonZeroU32::new(2).expect("not zero"), 100, clock.clone());
+        for who in 0..100 {
+            limiter.admit(who).expect("the first of its own");
+        }
+        let admitted = (100..1_000).filter(|who| limiter.admit(*who).is_ok()).count();
+        assert_eq!(admitted, 2);
+        assert_eq!(limiter.limiter.len(), 101);
+        clock.advance(TimeDelta::minutes(2));
+        limiter.tidy();
+        assert!((100..150).all(|who| limiter.admit(who).is_ok()), "each has its own again");
     }
 }

@@ -1,8 +1,8 @@
 //! A database, a clock that is moved by hand, and the use cases over both.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -76,7 +76,19 @@ impl World {
     }
 
     pub(crate) async fn with(database: &TestDatabase, setting: Setting) -> Self {
-        let db = db::connect(&database.config()).await.unwrap();
+        Self::over(db::connect(&database.config()).await.unwrap(), setting).await
+    }
+
+    /// Another replica, with a record of every statement that it sends to the database.
+    pub(crate) async fn watched(database: &TestDatabase) -> (Self, Arc<Mutex<Vec<String>>>) {
+        let mut db = db::connect(&database.config()).await.unwrap();
+        let statements = Arc::<Mutex<Vec<String>>>::default();
+        let record = statements.clone();
+        db.set_metric_callback(move |info| record.lock().unwrap().push(info.statement.sql.clone()));
+        (Self::over(db, Setting { seed: 2, ..Setting::default() }).await, statements)
+    }
+
+    async fn over(db: DatabaseConnection, setting: Setting) -> Self {
         db::migrate::<Migrator>(&db).await.unwrap();
         let store = Arc::new(SqlStore::new(db.clone()));
         let clock = Arc::new(SimulatedClock::new(start()));

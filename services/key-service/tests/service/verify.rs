@@ -3,10 +3,11 @@ use key_service::app::KeyError;
 use key_service::app::keys::{Revoke, Rotate};
 use key_service::domain::key::{Networks, Overlap, Presented, Scopes, Secret, VerifyCode};
 use service_kit::both_databases;
+use service_kit::entropy::SeededEntropy;
 use service_kit::time::to_micros;
 use service_kit::violations::Violations;
 
-use crate::support::{MICRO, SLACK, Setting, World, admin, order, ring_text, start, text};
+use crate::support::{MICRO, SLACK, Setting, World, admin, order, owner, ring_text, start, text};
 
 both_databases! {
     async fn a_use_is_stored_before_the_answer_unless_the_stored_one_is_younger_than_the_slack(db: TestDatabase) {
@@ -51,6 +52,38 @@ both_databases! {
         }
         let foreign = world.verifier.verify(&Secret::new("sk_live_123"), &Presented::default()).await;
         assert!(matches!(foreign, Err(KeyError::Storage(_))));
+    }
+
+    async fn a_refusal_takes_the_same_statements_whatever_its_reason(db: TestDatabase) {
+        let before = World::new(&db).await;
+        let unknown = Secret::generate(&owner(), &SeededEntropy::new(9)).expose().to_owned();
+        let revoked = before.generate("").await;
+        let revoke = Revoke { key_id: revoked.key.key_id.clone(), reason: String::new(), request_id: String::new() };
+        before.keys.revoke(&admin(), &revoke).await.unwrap();
+        let swept = before.generate("").await;
+        before.execute(&format!(
+            "UPDATE api_keys SET state = 3, deleted_at = {}, secret_hash = NULL, sealed_secret = NULL WHERE id = '{}'",
+            to_micros(start()), swept.key.key_id
+        )).await;
+        let mut order = order("");
+        order.spec.expires_at = Some(start() + MICRO);
+        let expired = before.keys.generate(&admin(), &order).await.unwrap();
+        // With nothing in memory.
+        let (world, statements) = World::watched(&db).await;
+        world.clock.advance(MICRO);
+        let mut seen = Vec::new();
+        for (secret, code) in [
+            (unknown, VerifyCode::NotFound),
+            (text(&revoked), VerifyCode::Revoked),
+            (text(&swept), VerifyCode::DeletedBySweep),
+            (text(&expired), VerifyCode::Expired),
+        ] {
+            statements.lock().unwrap().clear();
+            assert_eq!(world.code(&secret).await, code);
+            seen.push(statements.lock().unwrap().clone());
+        }
+        assert_eq!(seen[0].len(), 1, "{seen:?}");
+        assert!(seen.iter().all(|one| *one == seen[0]), "{seen:?}");
     }
 
     async fn expiry_scopes_and_networks_hold(db: TestDatabase) {

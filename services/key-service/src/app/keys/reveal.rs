@@ -10,6 +10,9 @@ use crate::app::Caller;
 use crate::app::limiter::PerMinute;
 use crate::domain::key::ApiKeyState;
 
+/// Actors that are remembered, some 15 MB. More are named by nobody who means well.
+const MAX_ACTORS: usize = 100_000;
+
 /// Bounds how many secrets one actor is shown. Each replica counts for itself.
 #[derive(Debug)]
 pub struct RevealLimiter(PerMinute<String>);
@@ -17,7 +20,7 @@ pub struct RevealLimiter(PerMinute<String>);
 impl RevealLimiter {
     /// At most `per_minute` at once, and as many again each minute.
     pub fn new(per_minute: NonZeroU32, clock: SharedClock) -> Self {
-        Self(PerMinute::new(per_minute, clock))
+        Self(PerMinute::new(per_minute, MAX_ACTORS, clock))
     }
 }
 
@@ -29,7 +32,7 @@ impl Keys {
         self.parts
             .reveals
             .0
-            .admit(&actor.to_string())
+            .admit(actor.to_string())
             .map_err(|retry_after| KeyError::RevealRateLimited { retry_after })?;
         let now = self.now();
         let key = self.existing(key_id).await?;

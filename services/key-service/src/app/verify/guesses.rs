@@ -29,7 +29,6 @@ pub struct GuessSettings {
 #[derive(Debug)]
 pub(super) struct Guesses {
     budgets: PerMinute<Source>,
-    max_sources: usize,
     lane: Semaphore,
 }
 
@@ -38,8 +37,6 @@ pub(super) struct Guesses {
 enum Source {
     V4([u8; 4]),
     V6([u8; 8]),
-    /// All that there is no room for.
-    Rest,
 }
 
 /// Leave to look a secret up.
@@ -52,19 +49,14 @@ pub(super) enum Leave<'a> {
 
 impl Guesses {
     pub(super) fn new(settings: GuessSettings, clock: SharedClock) -> Self {
-        Self {
-            budgets: PerMinute::new(settings.per_minute, clock),
-            max_sources: settings.max_sources,
-            lane: Semaphore::new(LANE),
-        }
+        Self { budgets: PerMinute::new(settings.per_minute, settings.max_sources, clock), lane: Semaphore::new(LANE) }
     }
 
     /// Counts a secret that is not in memory. A call that does not say where it comes from stands for many sources and is
     /// not counted.
     pub(super) async fn leave(&self, source: Option<IpAddr>) -> Leave<'_> {
         let Some(source) = source else { return Leave::Free };
-        let known = if self.budgets.len() < self.max_sources { Source::of(source) } else { Source::Rest };
-        match self.budgets.admit(&known) {
+        match self.budgets.admit(Source::of(source)) {
             Ok(()) => Leave::Free,
             Err(retry_after) => match self.lane.acquire().await {
                 Ok(permit) => Leave::Slowed(permit, retry_after),
