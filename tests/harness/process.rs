@@ -127,6 +127,16 @@ impl Process {
         kilobytes * 1024
     }
 
+    /// The sockets that it holds open at this moment.
+    ///
+    /// # Panics
+    /// When it does not run, or the system does not tell.
+    pub fn open_sockets(&self) -> usize {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.id())).expect("its files");
+        let targets = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+    }
+
     /// Asks it to stop, as Kubernetes does, and waits until it has.
     ///
     /// # Panics
