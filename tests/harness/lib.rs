@@ -15,6 +15,7 @@ pub mod post;
 pub mod process;
 pub mod prometheus;
 pub mod replica;
+pub mod shared_name;
 pub mod smtp;
 
 pub use service_kit::testing::wait;

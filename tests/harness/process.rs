@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::process::{Child, Command};
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -16,7 +16,7 @@ use crate::wait;
 
 static BINARIES: OnceLock<PathBuf> = OnceLock::new();
 
-/// The path of a binary of the workspace, built if it is not up to date.
+/// The path of a binary of the workspace, built if it is not up to date. What is a path already stays it.
 ///
 /// # Panics
 /// When it cannot be built.
@@ -74,8 +74,23 @@ impl Process {
     /// # Panics
     /// When it cannot be started.
     pub fn start(name: &str, arguments: &[&str], settings: &[(&str, String)], log: &Path) -> Self {
+        Self::spawn(command(&binary(name), arguments, settings), log)
+    }
+
+    /// As [`Process::start`], by a command that becomes the binary: its words, to which those of the binary are added.
+    ///
+    /// # Panics
+    /// As [`Process::start`].
+    pub fn start_by(wrapper: &[&str], name: &str, arguments: &[&str], settings: &[(&str, String)], log: &Path) -> Self {
+        let (program, first) = wrapper.split_first().expect("a command");
+        let binary = binary(name).display().to_string();
+        let words = [first, &[&binary], arguments].concat();
+        Self::spawn(command(Path::new(program), &words, settings), log)
+    }
+
+    fn spawn(mut command: Command, log: &Path) -> Self {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("the log opens");
-        let child = command(name, arguments, settings)
+        let child = command
             .stdout(file.try_clone().expect("the log is shared"))
             .stderr(file)
             .spawn()
@@ -155,6 +170,15 @@ impl Process {
         tokio::time::timeout(wait::PATIENCE, self.child.wait()).await.expect("it stops").expect("it is waited for")
     }
 
+    /// Lets it abort, as a process does that finds itself broken, and waits until it has.
+    ///
+    /// # Panics
+    /// When it does not stop.
+    pub async fn abort(&mut self) -> ExitStatus {
+        self.signal("ABRT").await;
+        tokio::time::timeout(wait::PATIENCE, self.child.wait()).await.expect("it stops").expect("it is waited for")
+    }
+
     /// Kills it where it stands, as a power cut would.
     ///
     /// # Panics
@@ -195,23 +219,28 @@ impl Drop for Process {
 /// # Panics
 /// When it cannot be started.
 pub async fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Output {
-    command(name, arguments, settings).output().await.expect("the binary runs")
+    command(&binary(name), arguments, settings).output().await.expect("the binary runs")
 }
 
-fn command(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Command {
-    let mut command = Command::new(binary(name));
+fn command(program: &Path, arguments: &[&str], settings: &[(&str, String)]) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(settings.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
     command
 }
 
 /// Waits until the server on this port of loopback says that it serves.
+///
+/// # Panics
+/// Never: a port makes an endpoint.
 pub async fn serving(port: u16) {
+    serving_on(Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("an endpoint").connect_lazy()).await;
+}
+
+/// Waits until the server behind this channel says that it serves.
+pub async fn serving_on(channel: Channel) {
+    let health = HealthClient::new(channel);
     wait::until("a server to serve", async || {
-        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).ok()?;
-        let answer = HealthClient::new(endpoint.connect().await.ok()?)
-            .check(HealthCheckRequest { service: String::new() })
-            .await
-            .ok()?;
+        let answer = health.clone().check(HealthCheckRequest { service: String::new() }).await.ok()?;
         (answer.get_ref().status() == ServingStatus::Serving).then_some(())
     })
     .await;

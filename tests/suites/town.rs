@@ -3,13 +3,16 @@
 //! While a process lives its clock only runs; time leaps while all are dead, as after an absence.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use keysweep::clients::Clients;
 use keysweep_e2e::commits::CommitProxy;
-use keysweep_e2e::process::{Process, free_port, serving};
+use keysweep_e2e::process::{Process, free_port, serving, serving_on};
 use keysweep_e2e::replica::KeyFleet;
+use keysweep_e2e::shared_name::SharedName;
 use keysweep_e2e::smtp::Aiosmtpd;
 use keysweep_proto::key::v1 as key;
 use keysweep_proto::location::v2 as location;
@@ -42,7 +45,13 @@ pub(crate) fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
+/// A replica's number where it stands for an address.
+fn place(replica: usize) -> u8 {
+    u8::try_from(replica).expect("few")
+}
+
 /// An agency with an admin, and a location with one.
+#[derive(Clone)]
 pub(crate) struct Account {
     pub(crate) agency_id: String,
     pub(crate) location_id: String,
@@ -56,10 +65,18 @@ pub(crate) struct Town {
     pub(crate) databases: [TestDatabase; 3],
     /// Where each service finds its database.
     pub(crate) urls: [String; 3],
+    /// Settings of all services besides their own.
+    pub(crate) settings: Vec<(&'static str, String)>,
     /// Settings of key-service besides its own.
     pub(crate) sweep: Vec<(&'static str, String)>,
+    /// Under which the replicas find each other, with certificates. None: each calls the one of its number, in plaintext.
+    name: Option<SharedName>,
     key_db: DatabaseConnection,
     pub(crate) mail: Aiosmtpd,
+    /// The folder of each replica's binaries, where they are not those of these sources.
+    pub(crate) versions: Vec<Option<PathBuf>>,
+    /// Whether each replica calls the one after it, and not the one of its number.
+    pub(crate) crossed: bool,
     /// Of each replica, by service.
     ports: Vec<[u16; 3]>,
     pub(crate) running: Vec<[Option<Process>; 3]>,
@@ -69,17 +86,30 @@ pub(crate) struct Town {
 }
 
 impl Town {
+    /// So many replicas, each of which calls those of its number, in plaintext.
     pub(crate) async fn new(replicas: usize, day: u32) -> Self {
+        Self::with(None, replicas, day).await
+    }
+
+    /// Replicas that share a name, and know each other by certificates.
+    pub(crate) async fn behind_one_name(replicas: u8, day: u32) -> Self {
+        let mut town = Self::with(Some(SharedName::new(replicas)), replicas.into(), day).await;
+        let first = town.ports[0];
+        town.ports.fill(first);
+        town
+    }
+
+    async fn with(name: Option<SharedName>, replicas: usize, day: u32) -> Self {
         let databases = std::array::from_fn(|_| TestDatabase::new(Kind::Postgres));
         let key_db = db::connect(&databases[0].config()).await.expect("the database");
         // The database's clock runs with those of the processes.
-        let name = databases[0].url.split(['/', '?']).nth(3).expect("a name").to_owned();
+        let key_database = databases[0].url.split(['/', '?']).nth(3).expect("a name").to_owned();
         for sql in [
             "CREATE TABLE lead (seconds BIGINT NOT NULL)",
             "INSERT INTO lead VALUES (0)",
             "CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS \
              'SELECT pg_catalog.clock_timestamp() + make_interval(secs => (SELECT seconds FROM public.lead))'",
-            &format!("ALTER DATABASE {name} SET search_path = public, pg_catalog"),
+            &format!("ALTER DATABASE {key_database} SET search_path = public, pg_catalog"),
         ] {
             key_db.execute_unprepared(sql).await.expect("a clock");
         }
@@ -88,9 +118,13 @@ impl Town {
             fleet: KeyFleet::new(),
             urls: std::array::from_fn(|service| databases[service].url.clone()),
             databases,
+            settings: Vec::new(),
             sweep: vec![("KEYSWEEP_SWEEP__DAY", day.to_string()), ("KEYSWEEP_SWEEP__LEASE_MS", "3000".to_owned())],
+            name,
             key_db,
             mail: Aiosmtpd::start().await,
+            versions: vec![None; replicas],
+            crossed: false,
             ports: (0..replicas).map(|_| std::array::from_fn(|_| free_port())).collect(),
             running: (0..replicas).map(|_| [const { None }; 3]).collect(),
             offset: TimeDelta::zero(),
@@ -102,37 +136,68 @@ impl Town {
         SystemClock.now() + self.offset
     }
 
+    /// Where a service is for the others of this number.
     fn endpoint(&self, service: usize, replica: usize) -> String {
-        format!("http://127.0.0.1:{}", self.ports[replica][service])
+        let port = self.ports[replica][service];
+        if self.name.is_some() { SharedName::endpoint(port) } else { format!("http://127.0.0.1:{port}") }
     }
 
-    /// Clients of one replica of each service.
+    /// The name that the replicas share, and the port of a service.
+    pub(crate) fn name(&self, service: usize) -> (&SharedName, u16) {
+        (self.name.as_ref().expect("they share one"), self.ports[0][service])
+    }
+
+    /// Clients of one replica of each service, with the certificate of `caller` where there are any.
+    fn clients_of(&self, caller: &str, replica: usize) -> Clients {
+        match &self.name {
+            None => {
+                let [key, location, notification] = [0, 1, 2].map(|service| self.endpoint(service, replica));
+                Clients::new(&key, &location, &notification).expect("endpoints")
+            }
+            Some(name) => {
+                let place = place(replica);
+                let [key, location, notification] = self.ports[replica].map(|port| name.channel(caller, place, port));
+                Clients::over(key, location, notification)
+            }
+        }
+    }
+
+    /// Clients of one replica of each service, as the platform has them: its gateway verifies, its backend does the rest; and an
+    /// operator looks at plans.
     pub(crate) fn clients(&self, replica: usize) -> Clients {
-        let [key, location, notification] = [0, 1, 2].map(|service| self.endpoint(service, replica));
-        Clients::new(&key, &location, &notification).expect("endpoints")
+        let (keys, sweeps) = (self.clients_of("gateway", replica).keys, self.operator(replica).sweeps);
+        Clients { keys, sweeps, ..self.clients_of("ui", replica) }
+    }
+
+    /// Clients of one replica of each service, as an operator has them.
+    pub(crate) fn operator(&self, replica: usize) -> Clients {
+        self.clients_of("operator", replica)
     }
 
     /// Starts a process, without waiting until it serves.
     pub(crate) fn launch(&mut self, service: usize, replica: usize) {
         let name = SERVICES[service];
+        let address = self.name.as_ref().map_or(Ipv4Addr::LOCALHOST, |_| SharedName::address(place(replica)));
         let mut settings = vec![
             ("LD_PRELOAD", FAKETIME.expect("libfaketime").to_owned()),
             ("FAKETIME", format!("+{}", self.offset.num_seconds())),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-            ("KEYSWEEP_SERVER__LISTEN", format!("127.0.0.1:{}", self.ports[replica][service])),
+            ("KEYSWEEP_SERVER__LISTEN", format!("{address}:{}", self.ports[replica][service])),
             ("KEYSWEEP_DATABASE__URL", self.urls[service].clone()),
             ("KEYSWEEP_METRICS__LISTEN", String::new()),
         ];
+        settings.extend(self.settings.clone());
         if service < 2 {
             settings.push(("KEYSWEEP_KEYRING__PATH", self.fleet.keyring().display().to_string()));
         }
+        let called = (replica + usize::from(self.crossed)) % self.running.len();
         if service > 0 {
-            settings.push(("KEYSWEEP_KEY_SERVICE__ENDPOINT", self.endpoint(0, replica)));
+            settings.push(("KEYSWEEP_KEY_SERVICE__ENDPOINT", self.endpoint(0, called)));
         }
         match service {
             0 => settings.extend(self.sweep.clone()),
             2 => settings.extend([
-                ("KEYSWEEP_LOCATION_SERVICE__ENDPOINT", self.endpoint(1, replica)),
+                ("KEYSWEEP_LOCATION_SERVICE__ENDPOINT", self.endpoint(1, called)),
                 ("KEYSWEEP_SMTP__HOST", "127.0.0.1".to_owned()),
                 ("KEYSWEEP_SMTP__PORT", self.mail.port.to_string()),
                 ("KEYSWEEP_SMTP__TLS", "none".to_owned()),
@@ -140,7 +205,17 @@ impl Town {
             _ => {}
         }
         let log = self.folder.path().join(format!("{name}-{replica}.log"));
-        let process = Process::start(name, &["serve"], &settings, &log);
+        let process = match &self.name {
+            None => {
+                let version = self.versions[replica].as_ref();
+                let binary = version.map_or(name.to_owned(), |folder| folder.join(name).display().to_string());
+                Process::start(&binary, &["serve"], &settings, &log)
+            }
+            Some(shared) => {
+                settings.extend(shared.settings(name));
+                shared.start(name, &["serve"], &settings, &log)
+            }
+        };
         if let Some(watcher) = &self.watchers[service] {
             watcher.watch(process.id());
         }
@@ -152,9 +227,16 @@ impl Town {
         let port = self.ports[replica][service];
         loop {
             self.launch(service, replica);
+            let channel = self.name.as_ref().map(|name| name.channel("operator", place(replica), port));
             let process = self.running[replica][service].as_mut().expect("it was started");
+            let serves = async {
+                match channel {
+                    None => serving(port).await,
+                    Some(channel) => serving_on(channel).await,
+                }
+            };
             tokio::select! {
-                () = serving(port) => return,
+                () = serves => return,
                 () = process.ended() => {}
             }
         }
@@ -262,11 +344,11 @@ impl Town {
 
     /// Agencies with their people and keys, which were made long ago.
     pub(crate) async fn populate(&self, created: DateTime<Utc>) -> Vec<Account> {
-        let (clients, mut accounts) = (self.clients(0), Vec::new());
+        let (clients, operator, mut accounts) = (self.clients(0), self.operator(0), Vec::new());
         for n in 0..AGENCIES {
             let account = self.account(&clients, n).await;
             let request = key::ImportApiKeysRequest { rows: rows(&account, n, created) };
-            let done = clients.keys.clone().import_api_keys(tokio_stream::iter([request])).await.expect("an import");
+            let done = operator.keys.clone().import_api_keys(tokio_stream::iter([request])).await.expect("an import");
             assert_eq!(done.get_ref().imported_count, IDLE_KEYS as i64 + 1, "{done:?}");
             accounts.push(account);
         }
@@ -309,17 +391,18 @@ impl Town {
         for (n, account) in accounts.iter().enumerate() {
             check_account(&clients, n, account).await;
         }
-        check_mail(self, &clients).await
+        check_mail(self, &self.operator(replica)).await
     }
 
     /// Waits until every lot has ended and notification-service knows.
     pub(crate) async fn finish(&mut self, stretch: Duration) {
+        let operator = self.operator(0);
         self.until("the end to be told", stretch, async |clients| {
             let Some(plan) = plan(clients).await.filter(|plan| plan.state() == key::PlanState::Completed) else {
                 return false;
             };
             let request = notification::GetSubscriptionRequest {};
-            let answer = clients.notifications.clone().get_subscription(request).await;
+            let answer = operator.notifications.clone().get_subscription(request).await;
             answer.is_ok_and(|answer| answer.get_ref().applied_sequence >= plan.last_sequence)
         })
         .await;

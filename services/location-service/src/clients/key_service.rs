@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backon::{ExponentialBuilder, Retryable};
 use keysweep_proto::error::v1::ErrorReason;
 use keysweep_proto::key::v1::key_service_client::KeyServiceClient as Client;
 use keysweep_proto::key::v1::{GenerateApiKeyRequest, GenerateApiKeyResponse, LocationRef, Owner, owner};
@@ -60,24 +59,15 @@ impl KeyGenerator for KeyServiceClient {
             caller: None,
             peer: None,
         };
-        let budget = self.budget(call);
-        let end = Instant::now() + budget;
-        let attempt = || async {
-            let left = end.saturating_duration_since(Instant::now());
+        let attempt = |left| {
             let mut key_service = self.client.clone();
-            let request = || client::with_context(request_of(order), &context, left);
-            let call = || async move { key_service.generate_api_key(request()).await };
-            client::calling("keysweep.key.v1.KeyService/GenerateApiKey", call).await
+            let request = client::with_context(request_of(order), &context, left);
+            async move { key_service.generate_api_key(request).await }
         };
         // The order names its request, so an attempt whose answer was lost is repeated without a second key.
-        let attempts = attempt
-            .retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(50)).with_max_delay(Duration::from_secs(1)).with_max_times(4).with_jitter())
-            .when(|status: &Status| status.code() == Code::Unavailable)
-            .notify(|status, delay| tracing::info!(code = ?status.code(), delay_ms = delay.as_millis(), "key-service is asked again"));
-        match tokio::time::timeout(budget, attempts).await {
-            Ok(Ok(response)) => key_of(response.into_inner()),
-            Ok(Err(status)) => Err(error_of(&status)),
-            Err(_) => Err(KeyServiceError::Unavailable { retry_after: RETRY_AFTER }),
+        match client::retrying("keysweep.key.v1.KeyService/GenerateApiKey", self.budget(call), attempt).await {
+            Ok(response) => key_of(response.into_inner()),
+            Err(status) => Err(error_of(&status)),
         }
     }
 }

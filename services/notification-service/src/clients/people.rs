@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use keysweep_proto::location::v2::ListNoticeRecipientsRequest;
 use keysweep_proto::location::v2::user_service_client::UserServiceClient;
-use service_kit::client::{Peer, calling};
+use service_kit::client::{Peer, retrying};
 
 use super::{convert, request};
 use crate::app::ports::{PeerError, RecipientSource, RecipientStream};
@@ -32,23 +32,24 @@ impl People {
 #[async_trait]
 impl RecipientSource for People {
     async fn recipients(&self, agency: &AgencyId, locations: Vec<LocationId>) -> Result<RecipientStream, PeerError> {
-        let silent = || PeerError::Unavailable("no answer in time".to_owned());
         let asked = ListNoticeRecipientsRequest {
             agency_id: agency.as_str().to_owned(),
             location_ids: locations.into_iter().map(String::from).collect(),
         };
         let timeout = self.timeout;
-        let mut client = self.client.clone();
+        let attempt = |_| {
+            let (mut client, asked) = (self.client.clone(), request(asked.clone()));
+            async move { client.list_notice_recipients(asked).await }
+        };
         let method = "keysweep.location.v2.UserService/ListNoticeRecipients";
-        let call = calling(method, || async move { client.list_notice_recipients(request(asked)).await });
-        let answer = tokio::time::timeout(timeout, call).await.map_err(|_| silent())??.into_inner();
+        let answer = retrying(method, timeout, attempt).await?.into_inner();
         let parts = stream::unfold(Some(answer), move |answer| async move {
             let mut answer = answer?;
             match tokio::time::timeout(timeout, answer.message()).await {
                 Ok(Ok(Some(part))) => Some((convert::chunk(part), Some(answer))),
                 Ok(Ok(None)) => None,
                 Ok(Err(status)) => Some((Err(status.into()), None)),
-                Err(_) => Some((Err(silent()), None)),
+                Err(_) => Some((Err(PeerError::Unavailable("no answer in time".to_owned())), None)),
             }
         });
         Ok(parts.boxed())

@@ -7,8 +7,9 @@ use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use keysweep_proto::key::v1::sweep_service_client::SweepServiceClient;
 use keysweep_proto::key::v1::{AcknowledgeNoticesRequest, SubscribeSweepPlansRequest};
-use service_kit::client::{Peer, calling};
+use service_kit::client::{Peer, calling, retrying};
 use service_kit::time::to_proto;
+use tokio::time::Instant;
 
 use super::{NAME, convert, request};
 use crate::app::ports::{OwedReceipt, PeerError, PlanSource, PlanStream, ReceiptAnswer, ReceiptSink};
@@ -54,15 +55,18 @@ impl ReceiptSink for Plans {
         receipts: &[OwedReceipt],
         now: DateTime<Utc>,
     ) -> Result<(Vec<ReceiptAnswer>, i64), PeerError> {
-        let notices = receipts.iter().map(convert::notice).collect();
-        let (mut client, timeout) = (self.client.clone(), self.timeout);
-        let call = calling("keysweep.key.v1.SweepService/AcknowledgeNotices", || async move {
-            let mut asked = request(AcknowledgeNoticesRequest { notices, send_time: Some(to_proto(now)) });
-            asked.set_timeout(timeout);
-            client.acknowledge_notices(asked).await
-        });
-        let called = tokio::time::timeout(timeout, call).await;
-        let answer = called.map_err(|_| PeerError::Unavailable("no answer in time".to_owned()))??.into_inner();
+        let notices: Vec<_> = receipts.iter().map(convert::notice).collect();
+        let asked_at = Instant::now();
+        let attempt = |left| {
+            let mut client = self.client.clone();
+            let send_time = Some(to_proto(now + asked_at.elapsed()));
+            let mut asked = request(AcknowledgeNoticesRequest { notices: notices.clone(), send_time });
+            asked.set_timeout(left);
+            async move { client.acknowledge_notices(asked).await }
+        };
+        // A receipt that arrives twice is one.
+        let method = "keysweep.key.v1.SweepService/AcknowledgeNotices";
+        let answer = retrying(method, self.timeout, attempt).await?.into_inner();
         let results = answer.results.into_iter().map(convert::answer).collect::<Result<_, _>>()?;
         Ok((results, answer.head_sequence))
     }

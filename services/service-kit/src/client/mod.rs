@@ -2,6 +2,7 @@
 
 mod connect;
 mod peer;
+mod retry;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub use traces::calling;
 
 pub use connect::{EndpointError, channel, channel_to_self};
 pub use peer::{Peer, Resolve, SystemResolver};
+pub use retry::retrying;
 
 /// Where another service is.
 #[derive(Clone, Debug, Deserialize)]

@@ -15,11 +15,12 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Status, TimeoutExpired};
 
 use super::ClientConfig;
 use super::connect::{Connector, EndpointError, Target};
 use crate::auth::Trust;
+use crate::status::deadline_exceeded;
 
 /// How often a name is resolved anew; at once where a replica was lost.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
@@ -144,9 +145,9 @@ impl Replicas {
                 Ok(ready) => tower::Service::call(ready, request).await,
                 Err(error) => Err(error),
             };
-            let answer = answer.map_err(|error| Status::from_error(Box::new(error)));
+            let answer = answer.map_err(|error| unanswered(&error));
             // A deadline that ran out says nothing of the replica.
-            if answer.as_ref().is_err_and(|status| [Code::Unavailable, Code::Unknown].contains(&status.code())) {
+            if answer.as_ref().is_err_and(|status| status.code() == Code::Unavailable) {
                 self.lost(&replica).await;
             }
             return answer;
@@ -189,6 +190,19 @@ impl Replicas {
         let replica = |address| same(&address).unwrap_or_else(|| Arc::new(Replica::new(address, &self.connector)));
         *known = addresses.into_iter().map(replica).collect();
     }
+}
+
+/// Why a call has no answer. However its connection was lost, the call may be worth a retry; tonic tells by the last frame that was
+/// seen, so that a server that says goodbye in order passes for broken.
+fn unanswered(error: &tonic::transport::Error) -> Status {
+    let (mut told, mut cause) = (error.to_string(), error.source());
+    while let Some(deeper) = cause {
+        if deeper.is::<TimeoutExpired>() {
+            return deadline_exceeded();
+        }
+        (told, cause) = (deeper.to_string(), deeper.source());
+    }
+    Status::unavailable(format!("the connection was lost: {told}"))
 }
 
 impl Replica {
