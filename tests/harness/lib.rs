@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod chaos;
+pub mod collector;
 pub mod commits;
 pub mod disk;
 pub mod envoy;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use key_service::commands::{self, Command};
 use mimalloc::MiMalloc;
-use service_kit::cli::Options;
+use service_kit::cli::{self, Options};
 
 /// A call makes and frees some dozens of small pieces of memory: with this allocator it costs about a tenth less.
 #[global_allocator]
@@ -23,5 +23,5 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    commands::execute(arguments.command, &arguments.options)
+    cli::private(|| commands::execute(arguments.command, &arguments.options))
 }

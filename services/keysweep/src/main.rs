@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use service_kit::cli;
 
 /// Runs keysweep on one machine
 #[derive(Parser)]
@@ -21,9 +22,13 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    service_kit::cli::exit_code(match Cli::parse().command {
+async fn execute(command: Command) -> ExitCode {
+    cli::exit_code(match command {
         Command::Up(options) => Box::pin(keysweep::up::run(options)).await,
         Command::Quarter(options) => Box::pin(keysweep::quarter::run(options)).await,
     })
+}
+
+fn main() -> ExitCode {
+    cli::private(|| execute(Cli::parse().command))
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use location_service::commands::{self, Command};
-use service_kit::cli::Options;
+use service_kit::cli::{self, Options};
 
 /// Agencies, locations and users, and the explicit generation of their API keys
 #[derive(Debug, Parser)]
@@ -18,5 +18,5 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    commands::execute(arguments.command, &arguments.options)
+    cli::private(|| commands::execute(arguments.command, &arguments.options))
 }

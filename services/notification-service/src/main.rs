@@ -29,9 +29,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match arguments.command {
-        Command::Service(command) => cli::execute::<NotificationService>(command, &arguments.options),
-        Command::Rebuild => cli::execute_own::<NotificationService, _>(&arguments.options, rebuild_command::execute),
-    }
+    let Arguments { options, command } = Arguments::parse();
+    cli::private(|| match command {
+        Command::Service(command) => cli::execute::<NotificationService>(command, &options),
+        Command::Rebuild => cli::execute_own::<NotificationService, _>(&options, rebuild_command::execute),
+    })
 }

@@ -85,6 +85,14 @@ pub enum Command {
     Healthcheck,
 }
 
+/// Runs a command in a process whose memory nobody else reads.
+pub fn private(command: impl FnOnce() -> ExitCode) -> ExitCode {
+    match crate::memory::keep_private() {
+        Ok(()) => command(),
+        refused => exit_code(refused),
+    }
+}
+
 /// Runs a command; faults go to standard error.
 pub fn execute<S: Service>(command: Command, options: &Options) -> ExitCode {
     exit_code(try_execute::<S>(command, options.config.as_deref()))

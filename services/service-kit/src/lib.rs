@@ -23,6 +23,7 @@ pub mod idempotency;
 pub mod ids;
 pub mod jobs;
 pub mod keyring;
+pub mod memory;
 pub mod notify;
 pub mod page;
 pub mod server;

@@ -14,6 +14,9 @@ use service_kit::clock::{Clock, SystemClock};
 use service_kit::time::to_proto;
 use tonic::{Request, Response, Status};
 
+/// The secret of a key that is imported, and not ended.
+const IMPORTED: &str = "canary-imported-Xc8vB6nM4q";
+
 /// One journey, the secrets that were seen on it, and what was refused.
 pub(crate) struct Journey {
     clients: Clients,
@@ -143,7 +146,7 @@ impl Journey {
     }
 
     async fn import(&mut self, account: &Account, key_service: &str) {
-        let (good, short) = ("canary-imported-Xc8vB6nM4q", "canary-short");
+        let (good, short) = (IMPORTED, "canary-short");
         let file = self.folder.join("keys.csv");
         let agency = &account.agency_id;
         let lines = [
@@ -170,6 +173,13 @@ impl Journey {
         let told = self.clients.keys.clone().import_api_keys(request).await.expect("an answer").into_inner();
         self.refusals.push(("an imported row".to_owned(), format!("{told:?}")));
         self.secrets.extend([good, "canary-undated-Gf2hJ4kL6p", "canary-future-Wd5eR7tY9u"].map(str::to_owned));
+    }
+
+    /// Uses a key that lives on.
+    pub(crate) async fn use_imported(&self) {
+        let request = key::VerifyKeyRequest { secret: IMPORTED.to_owned(), ..Default::default() };
+        let answer = self.clients.keys.clone().verify_key(request).await.expect("an answer").into_inner();
+        assert!(answer.valid, "{answer:?}");
     }
 
     /// The legacy behaviour: a location carries its key, kept sealed.

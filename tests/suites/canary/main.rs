@@ -6,21 +6,22 @@
 #![allow(clippy::print_stdout, reason = "a test says what it has seen")]
 
 mod journey;
+mod memory;
+mod places;
+mod planted;
 mod search;
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use keysweep_e2e::installation::{Installation, SERVICES};
 use keysweep_e2e::metrics::scrape_text;
 use keysweep_e2e::process::{Process, run};
-use sea_orm::{ConnectionTrait, Statement};
 use service_kit::both_databases;
-use service_kit::db;
-use service_kit::testing::{Kind, TestDatabase};
 use tempfile::TempDir;
 
 use journey::Journey;
+use memory::WITH_CORES;
+use places::Places;
 use search::Search;
 
 /// The throwaway cluster asks for no password, and is given one all the same.
@@ -79,20 +80,6 @@ fn wrong(place: usize, mut right: Settings) -> Vec<Settings> {
     all
 }
 
-/// The folder in which a database keeps its files.
-async fn files_of(database: &TestDatabase) -> PathBuf {
-    if database.kind == Kind::Sqlite {
-        let path = database.config().sqlite_path().expect("a path");
-        return path.parent().expect("a folder").to_path_buf();
-    }
-    let db = db::connect(&database.config()).await.expect("the database");
-    // What is in the server's memory alone is to be in its files.
-    db.execute_unprepared("CHECKPOINT").await.expect("a checkpoint");
-    let asked = Statement::from_string(db.get_database_backend(), "SHOW data_directory");
-    let row = db.query_one_raw(asked).await.expect("an answer").expect("a row");
-    row.try_get::<String>("", "data_directory").expect("a folder").into()
-}
-
 async fn run_wrongly(installation: &Installation, secrets: &Path, search: &mut Search) {
     for (place, name) in SERVICES.into_iter().enumerate() {
         for (number, wrong) in wrong(place, settings(installation, place, secrets)).into_iter().enumerate() {
@@ -104,10 +91,29 @@ async fn run_wrongly(installation: &Installation, secrets: &Path, search: &mut S
     }
 }
 
+/// Starts a service in the places that are searched.
+async fn start(installation: &Installation, place: usize, secrets: &Path, places: &Places) -> Process {
+    let name = SERVICES[place];
+    let mut settings = settings(installation, place, secrets);
+    settings.extend([
+        ("KEYSWEEP_TRACES__OTLP_ENDPOINT", places.collected_at.clone()),
+        ("KEYSWEEP_TRACES__SAMPLE_RATIO", "1".to_owned()),
+        // What a panic tells, it tells in full.
+        ("RUST_BACKTRACE", "full".to_owned()),
+    ]);
+    let cores = places.cores.path().display().to_string();
+    let log = places.logs.path().join(format!("{name}.log"));
+    let wrapper = [WITH_CORES.as_slice(), &[&cores]].concat();
+    let mut process = Process::start_by(&wrapper, name, &["serve"], &settings, &log);
+    process.serves(installation.ports[place]).await;
+    process
+}
+
 both_databases! {
     async fn no_secret_comes_to_rest_anywhere(database: TestDatabase) {
-        let (secrets, logs) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+        let secrets = TempDir::new().expect("a folder");
         let installation = Installation::new(database.kind).with_metrics();
+        let places = Places::of(&installation.databases, &installation.folder().join("mail")).await;
         let mut search = Search::default();
         for place in 0..2 {
             search.ring(&std::fs::read_to_string(installation.keyring(place)).expect("a ring"));
@@ -118,12 +124,8 @@ both_databases! {
         run_wrongly(&installation, secrets.path(), &mut search).await;
 
         let mut processes = Vec::new();
-        for (place, name) in SERVICES.into_iter().enumerate() {
-            let log = logs.path().join(format!("{name}.log"));
-            let settings = settings(&installation, place, secrets.path());
-            let mut process = Process::start(name, &["serve"], &settings, &log);
-            process.serves(installation.ports[place]).await;
-            processes.push(process);
+        for place in 0..SERVICES.len() {
+            processes.push(start(&installation, place, secrets.path(), &places).await);
         }
         let mut journey = Journey::new(installation.clients(), secrets.path());
         journey.go(&format!("http://127.0.0.1:{}", installation.ports[0])).await;
@@ -146,27 +148,24 @@ both_databases! {
         for (place, name) in SERVICES.into_iter().enumerate() {
             let metrics = scrape_text(installation.metrics_address(place)).await;
             search.bytes(&format!("{name}: metrics"), metrics.as_bytes());
-            for file in ["cmdline", "environ"] {
-                let path = format!("/proc/{}/{file}", processes[place].id());
-                search.bytes(&format!("{name}: {file}"), &std::fs::read(path).expect("a running process"));
+            let cmdline = std::fs::read(format!("/proc/{}/cmdline", processes[place].id())).expect("a running process");
+            search.bytes(&format!("{name}: cmdline"), &cmdline);
+            // Root alone may read this.
+            if let Ok(environ) = std::fs::read(format!("/proc/{}/environ", processes[place].id())) {
+                search.bytes(&format!("{name}: environ"), &environ);
             }
         }
         // Before the processes end, so that SQLite's log is there too.
-        let mut folders = BTreeSet::new();
-        for database in &installation.databases {
-            folders.insert(files_of(database).await);
-        }
-        for folder in &folders {
-            search.folder("database", folder);
-        }
+        places.look_at_databases(&mut search, &installation.databases, "open").await;
         for process in &mut processes {
             assert!(process.terminate().await.success(), "{}", process.output());
         }
-        for folder in &folders {
-            search.folder("database, closed", folder);
-        }
-        search.folder("logs", logs.path());
-        search.folder("emails", &installation.folder().join("mail"));
+        places.look_at_databases(&mut search, &installation.databases, "closed").await;
+        // One that is broken off with a secret in its memory.
+        let mut process = start(&installation, 0, secrets.path(), &places).await;
+        journey.use_imported().await;
+        process.abort().await;
+        places.look(&mut search);
         println!("{}", search.report());
         let found = search.found();
         assert!(found.is_empty(), "secrets were found:\n{}", found.join("\n"));

@@ -66,11 +66,14 @@ impl Search {
         self.looked_at.push((place.to_owned(), bytes.to_vec()));
     }
 
-    /// Every file of a folder, and of those in it.
+    /// Every file of a folder, and of those in it, and what they are called.
     pub(crate) fn folder(&mut self, place: &str, folder: &Path) {
         let Ok(entries) = std::fs::read_dir(folder) else { return };
-        for entry in entries {
-            let path = entry.expect("an entry").path();
+        let paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        let names: Vec<_> =
+            paths.iter().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy()).collect();
+        self.looked_at.push((format!("{place}: names of files"), names.join("\n").into_bytes()));
+        for path in paths {
             if path.is_dir() {
                 self.folder(place, &path);
             } else if path.is_file() {
