@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use keysweep::clients::Clients;
 use keysweep_e2e::commits::CommitProxy;
-use keysweep_e2e::process::{Process, free_port, serving, serving_on};
+use keysweep_e2e::process::{Process, free_port, run, serving, serving_on};
 use keysweep_e2e::replica::KeyFleet;
 use keysweep_e2e::shared_name::SharedName;
 use keysweep_e2e::smtp::Aiosmtpd;
@@ -174,9 +174,14 @@ impl Town {
         self.clients_of("operator", replica)
     }
 
-    /// Starts a process, without waiting until it serves.
-    pub(crate) fn launch(&mut self, service: usize, replica: usize) {
-        let name = SERVICES[service];
+    /// The binary of a service that a replica runs.
+    fn binary(&self, service: usize, replica: usize) -> String {
+        let version = self.versions[replica].as_ref();
+        version.map_or(SERVICES[service].to_owned(), |folder| folder.join(SERVICES[service]).display().to_string())
+    }
+
+    /// The environment of a process.
+    fn settings(&self, service: usize, replica: usize) -> Vec<(&'static str, String)> {
         let address = self.name.as_ref().map_or(Ipv4Addr::LOCALHOST, |_| SharedName::address(place(replica)));
         let mut settings = vec![
             ("LD_PRELOAD", FAKETIME.expect("libfaketime").to_owned()),
@@ -204,17 +209,27 @@ impl Town {
             ]),
             _ => {}
         }
-        let log = self.folder.path().join(format!("{name}-{replica}.log"));
+        if let Some(shared) = &self.name {
+            settings.extend(shared.settings(SERVICES[service]));
+        }
+        settings
+    }
+
+    /// Migrates the databases of all services to the version of a replica.
+    pub(crate) async fn migrate(&self, replica: usize) {
+        for service in 0..SERVICES.len() {
+            let done = run(&self.binary(service, replica), &["migrate"], &self.settings(service, replica)).await;
+            assert!(done.status.success(), "{done:?}");
+        }
+    }
+
+    /// Starts a process, without waiting until it serves.
+    pub(crate) fn launch(&mut self, service: usize, replica: usize) {
+        let (binary, settings) = (self.binary(service, replica), self.settings(service, replica));
+        let log = self.folder.path().join(format!("{}-{replica}.log", SERVICES[service]));
         let process = match &self.name {
-            None => {
-                let version = self.versions[replica].as_ref();
-                let binary = version.map_or(name.to_owned(), |folder| folder.join(name).display().to_string());
-                Process::start(&binary, &["serve"], &settings, &log)
-            }
-            Some(shared) => {
-                settings.extend(shared.settings(name));
-                shared.start(name, &["serve"], &settings, &log)
-            }
+            None => Process::start(&binary, &["serve"], &settings, &log),
+            Some(shared) => shared.start(&binary, &["serve"], &settings, &log),
         };
         if let Some(watcher) = &self.watchers[service] {
             watcher.watch(process.id());
