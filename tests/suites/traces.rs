@@ -1,71 +1,27 @@
 //! Traces, as a collector sees them: one across the services, and nothing lost when a process ends.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use keysweep::clients::made_for;
 use keysweep_e2e::account::create_account;
+use keysweep_e2e::collector::{Collector, text};
 use keysweep_e2e::installation::{Installation, SERVICES};
 use keysweep_proto::key::v1 as key;
 use keysweep_proto::location::v2 as location;
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
-use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use service_kit::testing::Kind;
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
-
-/// Keeps what it is sent, with the name of the service that sent it.
-#[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<(String, Span)>>>);
-
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for resource in request.into_inner().resource_spans {
-            let service = text(&resource.resource.expect("a resource").attributes, "service.name");
-            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            kept.extend(spans.map(|span| (service.clone(), span)));
-        }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-impl Collector {
-    /// A collector, and its address.
-    async fn start() -> (Self, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-        let collector = Self::default();
-        let service = TraceServiceServer::new(collector.clone());
-        let server = tonic::transport::Server::builder().add_service(service);
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        (collector, endpoint)
-    }
-
-    /// The spans of a trace: service, kind, name.
-    fn trace(&self, id: &str) -> Vec<(String, Span)> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter().filter(|(_, span)| hex(&span.trace_id) == id).cloned().collect()
-    }
-}
+use tonic::Request;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn text(attributes: &[KeyValue], key: &str) -> String {
-    let value = attributes.iter().find(|one| one.key == key).and_then(|one| one.value.as_ref()?.value.as_ref());
-    match value {
-        Some(Value::StringValue(text)) => text.clone(),
-        other => panic!("{key} is {other:?}"),
-    }
+/// Spans, each with the service that sent it.
+type Sent = Vec<(String, Span)>;
+
+/// The spans of a trace: those of calls, and those of statements.
+fn trace(collector: &Collector, id: &str) -> (Sent, Sent) {
+    let of_trace = collector.spans().into_iter().filter(|(_, span)| hex(&span.trace_id) == id);
+    of_trace.partition(|(_, span)| text(&span.attributes, "rpc.method").is_some())
 }
 
 /// The one span of this service and kind.
@@ -73,6 +29,11 @@ fn one<'a>(spans: &'a [(String, Span)], service: &str, kind: SpanKind) -> &'a Sp
     let found: Vec<_> = spans.iter().filter(|(of, span)| of == service && span.kind() == kind).collect();
     assert_eq!(found.len(), 1, "{kind:?} of {service} in {spans:#?}");
     &found[0].1
+}
+
+/// Whether one span lies within the time of another.
+fn is_within(inner: &Span, outer: &Span) -> bool {
+    outer.start_time_unix_nano <= inner.start_time_unix_nano && inner.end_time_unix_nano <= outer.end_time_unix_nano
 }
 
 const SAMPLED: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -118,7 +79,7 @@ async fn one_trace_goes_from_the_caller_through_both_services() {
         assert!(process.terminate().await.success());
     }
 
-    let spans = collector.trace(SAMPLED);
+    let (spans, statements) = trace(&collector, SAMPLED);
     let served = one(&spans, "location-service", SpanKind::Server);
     let asked = one(&spans, "location-service", SpanKind::Client);
     let generated = one(&spans, "key-service", SpanKind::Server);
@@ -130,17 +91,31 @@ async fn one_trace_goes_from_the_caller_through_both_services() {
         ("keysweep.location.v2.LocationService/GenerateLocationApiKey", "keysweep.key.v1.KeyService/GenerateApiKey");
     for (span, method) in [(served, location_method), (asked, key_method), (generated, key_method)] {
         assert_eq!(span.name, method);
-        assert_eq!(text(&span.attributes, "rpc.method"), method);
-        assert_eq!(text(&span.attributes, "rpc.response.status_code"), "OK");
+        assert_eq!(text(&span.attributes, "rpc.method").as_deref(), Some(method));
+        assert_eq!(text(&span.attributes, "rpc.response.status_code").as_deref(), Some("OK"));
     }
-    let inside = asked.start_time_unix_nano..=asked.end_time_unix_nano;
-    assert!(inside.contains(&generated.start_time_unix_nano) && inside.contains(&generated.end_time_unix_nano));
-    let told = format!("{spans:?}");
+    assert!(is_within(generated, asked));
+    for (service, name, call) in
+        [("location-service", "SELECT locations", served), ("key-service", "INSERT api_keys", generated)]
+    {
+        let of = |(from, span): &&(String, Span)| from == service && span.name == name;
+        let (_, statement) = statements.iter().find(of).unwrap_or_else(|| panic!("no {name} in {statements:#?}"));
+        assert_eq!((statement.kind(), &statement.parent_span_id), (SpanKind::Client, &call.span_id));
+        assert!(is_within(statement, call), "{statement:?} {call:?}");
+        let told =
+            ["db.system.name", "db.operation.name", "db.collection.name"].map(|key| text(&statement.attributes, key));
+        let (operation, table) = name.split_once(' ').expect("two words");
+        assert_eq!(told, ["sqlite", operation, table].map(|told| Some(told.to_owned())));
+    }
+    let told = format!("{spans:?} {statements:?}");
     assert!(!told.contains(&secret[12..]), "a span holds the secret");
 
     // The second of these was answered from memory, without waiting for anything.
-    assert_eq!(collector.trace(HIT).iter().filter(|(service, _)| service == "key-service").count(), 2);
-    assert!(collector.trace(UNSAMPLED).is_empty(), "its caller does not trace it");
+    let (hits, statements) = trace(&collector, HIT);
+    assert_eq!(hits.iter().filter(|(service, _)| service == "key-service").count(), 2);
+    let asked: Vec<_> = statements.iter().map(|(_, span)| &span.parent_span_id).collect();
+    assert!(asked.iter().all(|parent| *parent == asked[0]), "a hit asks no database: {statements:#?}");
+    assert_eq!(trace(&collector, UNSAMPLED), (Vec::new(), Vec::new()), "its caller does not trace it");
     for (place, process) in processes.iter().enumerate() {
         let output = process.output();
         for trace in [SAMPLED, UNSAMPLED] {
@@ -149,5 +124,24 @@ async fn one_trace_goes_from_the_caller_through_both_services() {
             let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
             assert_eq!(line["trace_id"], trace, "{line}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_begins_a_trace_with_all_that_it_asks_the_database() {
+    let (collector, endpoint) = Collector::start().await;
+    let mut installation = Installation::new(Kind::Sqlite);
+    installation.set(0, "KEYSWEEP_TRACES__OTLP_ENDPOINT", &endpoint);
+    installation.set(0, "KEYSWEEP_TRACES__SAMPLE_RATIO", "1");
+    let mut process = installation.start(0).await;
+    assert!(process.terminate().await.success());
+
+    let spans = collector.spans();
+    let (_, job) = spans.iter().find(|(_, span)| span.name == "job.sweeper").expect("the job runs at the start");
+    assert!(job.parent_span_id.is_empty() && job.kind() == SpanKind::Internal, "{job:?}");
+    let statements: Vec<_> = spans.iter().filter(|(_, span)| span.parent_span_id == job.span_id).collect();
+    assert!(statements.iter().any(|(_, span)| span.name.starts_with("SELECT ")), "{statements:#?}");
+    for (_, span) in statements {
+        assert!(span.trace_id == job.trace_id && is_within(span, job), "{span:?} {job:?}");
     }
 }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
 use crate::config::{Faults, Validate};
+use crate::telemetry::traces;
 
 /// Where a service keeps its data.
 #[derive(Clone, Debug, Deserialize)]
@@ -102,14 +103,24 @@ pub async fn connect(config: &DatabaseConfig) -> anyhow::Result<DatabaseConnecti
             let pool = crate::testing::commits::watch(pool, judge.clone());
             pool.after_release(|connection, _| Box::pin(is_idle(connection)))
         });
-        return Database::connect(options)
-            .await
-            .with_context(|| format!("cannot open the SQLite database {}", path.display()));
+        let opened = Database::connect(options).await;
+        let db = opened.with_context(|| format!("cannot open the SQLite database {}", path.display()))?;
+        return Ok(traced(db, "sqlite"));
     }
     let place = PgConnectOptions::from_str(config.url.expose_secret())
         .map(|o| format!("{}:{}/{}", o.get_host(), o.get_port(), o.get_database().unwrap_or("")))
         .unwrap_or_default();
-    Database::connect(options).await.with_context(|| format!("cannot connect to the PostgreSQL database {place}"))
+    let connected = Database::connect(options).await;
+    let db = connected.with_context(|| format!("cannot connect to the PostgreSQL database {place}"))?;
+    Ok(traced(db, "postgresql"))
+}
+
+/// The same, with a span for each statement where calls are traced.
+fn traced(mut db: DatabaseConnection, system: &'static str) -> DatabaseConnection {
+    if traces::enabled() {
+        db.set_metric_callback(move |done| traces::statement(system, &done.statement.sql, done.elapsed, done.failed));
+    }
+    db
 }
 
 /// As [`connect`], for commands that work on what is there: a SQLite file is not made.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
 use crate::telemetry::metrics::JOB_ACTIVATIONS;
+use crate::telemetry::traces;
 
 /// What one activation did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -206,7 +207,7 @@ async fn drive_when_asked(
 }
 
 async fn activate(job: &dyn Reconciler, now: DateTime<Utc>, reply: Option<Reply>, work: &AtomicU64) {
-    let result = job.activate(now).await;
+    let result = traces::job(job.name(), job.activate(now)).await;
     report(job.name(), &result);
     // Before the answer, so that who hears of the work finds it counted.
     work.fetch_add(result.as_ref().map_or(0, |report| report.work), Ordering::SeqCst);

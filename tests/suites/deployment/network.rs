@@ -31,6 +31,9 @@ const DATABASES: &[(&str, &str, u64)] = &[("keysweep", "any", 5432)];
 const ENVOY: &[(&str, &str, u64)] =
     &[("any", "envoy", 8080), ("envoy", "any", 8000), ("envoy", "key-service", 50051), ("envoy", "dns", 53)];
 
+/// Where traces go, where they do.
+const TRACES: &[(&str, &str, u64)] = &[("keysweep", "collector", 4317)];
+
 type Arrow = (String, String, u64);
 
 #[test]
@@ -64,8 +67,11 @@ fn exactly_the_arrows_of_the_architecture_are_let_through() {
         if installation.components.contains(&"envoy") {
             expected.extend(ENVOY);
         }
+        if installation.components.contains(&"traces") {
+            expected.extend(TRACES);
+        }
         let [entering, leaving] = ["ingress", "egress"].map(|direction| arrows(rendered, direction));
-        let own = |name: &str| !["ui", "gateway", "monitoring", "dns", "any"].contains(&name);
+        let own = |name: &str| !["ui", "gateway", "monitoring", "collector", "dns", "any"].contains(&name);
         let of = |keep: &dyn Fn(&str, &str) -> bool| -> BTreeSet<Arrow> {
             let kept = expected.iter().filter(|(from, to, _)| keep(from, to));
             kept.map(|(from, to, port)| ((*from).to_owned(), (*to).to_owned(), *port)).collect()

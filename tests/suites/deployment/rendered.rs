@@ -28,12 +28,17 @@ pub(crate) struct Installation {
 
 pub(crate) const INSTALLATIONS: [Installation; 5] = [
     Installation { overlay: "sqlite", components: &[], mtls: false, postgres: false },
-    Installation { overlay: "sqlite", components: &["envoy", "servicemonitor"], mtls: false, postgres: false },
+    Installation {
+        overlay: "sqlite",
+        components: &["envoy", "servicemonitor", "traces"],
+        mtls: false,
+        postgres: false,
+    },
     Installation { overlay: "sqlite", components: &["cert-manager"], mtls: true, postgres: false },
     Installation { overlay: "postgres", components: &[], mtls: true, postgres: true },
     Installation {
         overlay: "postgres",
-        components: &["envoy", "envoy-mtls", "servicemonitor"],
+        components: &["envoy", "envoy-mtls", "servicemonitor", "traces"],
         mtls: true,
         postgres: true,
     },

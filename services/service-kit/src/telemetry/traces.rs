@@ -1,5 +1,5 @@
-//! Traces: spans of the calls that are served and made, sent over OTLP. Off unless somebody is named who collects them, and then
-//! no span is made for them.
+//! Traces: spans of the calls that are served and made, of jobs, and of the statements that both give to the database, sent over OTLP.
+//! Off unless somebody is named who collects them, and then no span is made for them.
 
 use std::future::Future;
 use std::sync::OnceLock;
@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use opentelemetry::trace::{
-    SpanContext, SpanId, Status as SpanStatus, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
+    Span as _, SpanContext, SpanId, SpanKind, Status as SpanStatus, TraceContextExt, TraceFlags, TraceId, TraceState,
+    Tracer, TracerProvider,
 };
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
@@ -140,6 +141,60 @@ where
     answer
 }
 
+/// Runs a job in a span of its own, the root of a trace: the calls and statements that it makes are a part of it.
+///
+/// # Errors
+/// As the job has them.
+pub(crate) async fn job<T>(name: &str, run: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    if !enabled() {
+        return run.await;
+    }
+    let otel_name = format!("job.{name}");
+    let trace_id = tracing::field::Empty;
+    let span = tracing::error_span!(target: TARGET, parent: None, "job", trace_id, otel.name = otel_name);
+    span.record("trace_id", span.context().span().span_context().trace_id().to_string());
+    let done = run.instrument(span.clone()).await;
+    if done.is_err() {
+        span.set_status(SpanStatus::error(""));
+    }
+    done
+}
+
+/// Tells of a statement that the database has just done, as a part of the call or the job that is traced at this time, if any is. Of
+/// the statement itself only the verb and the table are told.
+pub(crate) fn statement(system: &'static str, sql: &str, elapsed: Duration, failed: bool) {
+    let context = Span::current().context();
+    let (Some(provider), true) = (PROVIDER.get(), context.span().span_context().is_sampled()) else { return };
+    let (operation, table) = summary(sql);
+    let mut told =
+        vec![KeyValue::new("db.system.name", system), KeyValue::new("db.operation.name", operation.to_owned())];
+    told.extend(table.map(|table| KeyValue::new("db.collection.name", table.to_owned())));
+    if failed {
+        told.push(KeyValue::new("error.type", "_OTHER"));
+    }
+    let tracer = provider.tracer(TRACER);
+    let ended_at = opentelemetry::time::now();
+    let mut span = tracer
+        .span_builder(table.map_or_else(|| operation.to_owned(), |table| format!("{operation} {table}")))
+        .with_kind(SpanKind::Client)
+        .with_start_time(ended_at.checked_sub(elapsed).unwrap_or(ended_at))
+        .with_attributes(told)
+        .start_with_context(&tracer, &context);
+    if failed {
+        span.set_status(SpanStatus::error(""));
+    }
+    span.end_with_timestamp(ended_at);
+}
+
+/// The verb of a statement, and the first table that it names.
+fn summary(sql: &str) -> (&str, Option<&str>) {
+    let operation = sql.split_whitespace().next().unwrap_or_default();
+    let mut words = sql.split_whitespace();
+    let table = words.by_ref().find(|word| ["FROM", "INTO", "UPDATE"].contains(word)).and_then(|_| words.next());
+    let table = table.filter(|word| !word.starts_with('('));
+    (operation, table.map(|word| word.trim_matches(|letter: char| !letter.is_alphanumeric() && letter != '_')))
+}
+
 /// A call's span learns how the call ended.
 pub(crate) fn ended(span: &Span, code: Code) {
     span.set_attribute("rpc.response.status_code", code_name(code));
@@ -190,4 +245,24 @@ fn remote_context(traceparent: &str) -> Option<Context> {
     let flags = u8::from_str_radix(traceparent.get(53..55)?, 16).ok()?;
     let caller = SpanContext::new(trace, span, TraceFlags::new(flags), true, TraceState::default());
     Some(Context::new().with_remote_span_context(caller))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_is_summed_up_by_its_verb_and_its_table() {
+        for (sql, told) in [
+            (r#"SELECT "api_keys"."id" FROM "api_keys" WHERE "id" = $1"#, ("SELECT", Some("api_keys"))),
+            ("INSERT INTO audit_events(sequence) VALUES (7)", ("INSERT", Some("audit_events"))),
+            (r#"UPDATE "sweep_lots" SET "state" = $1"#, ("UPDATE", Some("sweep_lots"))),
+            ("DELETE FROM `api_keys` WHERE 1", ("DELETE", Some("api_keys"))),
+            ("SELECT pg_notify($1, '')", ("SELECT", None)),
+            ("SELECT n FROM (SELECT 1)", ("SELECT", None)),
+            ("", ("", None)),
+        ] {
+            assert_eq!(summary(sql), told, "{sql}");
+        }
+    }
 }
