@@ -3,7 +3,8 @@
 //!
 //! An empty `CheckResponse` admits. So every answer comes from [`answer`], which admits in one place alone, and only with
 //! the key that was verified. What fails is a denial too, not an error of the call: a gateway that was told to admit
-//! when its authorization fails admits nothing that reached this service.
+//! when its authorization fails admits nothing that was decided here. What the server ends for want of time or places is
+//! an error of the call.
 
 mod answer;
 mod credential;
