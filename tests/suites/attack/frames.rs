@@ -21,7 +21,6 @@ pub(crate) const PADDED: u8 = 8;
 pub(crate) const NO_ERROR: u32 = 0;
 pub(crate) const CANCEL: u32 = 8;
 pub(crate) const REFUSED_STREAM: u32 = 7;
-pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// The names of error codes, by number.
 pub(crate) const ERRORS: [&str; 14] = [
