@@ -92,6 +92,15 @@ async fn a_service_with_certificates_stands_slowness() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_with_few_files_keeps_enough_for_itself() {
+    let site = Site::start_with_files(400).await;
+    let log = site.process.output();
+    assert!(log.contains("server.max_connections is more than the limit of open files has room for"), "{log}");
+    let rows = attacks! { site: "more connections than there are files", All, slow::many_connections; };
+    print("Plaintext, 400 files", &rows);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_told_apart_by_their_answers() {
     let site = Site::start(false).await;
     println!("Refusals\n\n{}", timing::table(&site).await);

@@ -33,6 +33,9 @@ pub(crate) const CALL_SECONDS: u64 = 5;
 /// Connections that it takes.
 pub(crate) const CONNECTIONS: usize = 500;
 
+/// A variable of its environment.
+type Setting = (&'static str, String);
+
 /// A key-service on SQLite with one key.
 pub(crate) struct Site {
     folder: TempDir,
@@ -50,6 +53,20 @@ pub(crate) struct Site {
 impl Site {
     /// Starts it and makes its key.
     pub(crate) async fn start(with_certificates: bool) -> Self {
+        let start = |settings: &[Setting], log: &Path| Process::start("key-service", &["serve"], settings, log);
+        Self::start_by(with_certificates, start).await
+    }
+
+    /// The same in plaintext, with so many open files at most.
+    pub(crate) async fn start_with_files(files: u32) -> Self {
+        let limit = format!("ulimit -n {files} && exec \"$@\"");
+        let wrapper = ["/bin/sh", "-c", &limit, "sh"];
+        let start =
+            |settings: &[Setting], log: &Path| Process::start_by(&wrapper, "key-service", &["serve"], settings, log);
+        Self::start_by(false, start).await
+    }
+
+    async fn start_by(with_certificates: bool, start: impl Fn(&[Setting], &Path) -> Process) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (port, at) = (free_port(), |name: &str| folder.path().join(name));
         let authority = with_certificates.then(Authority::new);
@@ -71,7 +88,7 @@ impl Site {
                 ("KEYSWEEP_AUTH__CA_PATH", text(&files.ca)),
             ]);
         }
-        let process = Process::start("key-service", &["serve"], &settings, &at("key-service.log"));
+        let process = start(&settings, &at("key-service.log"));
         let mut site = Self { folder, authority, port, process, key_id: String::new(), secret: String::new() };
         wait::until("the service to serve", async || site.is_serving().await.then_some(())).await;
         let request = key::GenerateApiKeyRequest { owner: Some(agency()), ..Default::default() };

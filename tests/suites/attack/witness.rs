@@ -88,6 +88,9 @@ pub(crate) async fn endure<F: Future<Output = String>>(
     let caller = Caller { gateway, ui, key_id: site.key_id.clone(), secret: site.secret.clone(), promise };
     let calling = tokio::spawn(caller.call(end.clone(), verified));
     let attacking = async {
+        // They are connected before it begins.
+        let connected = legitimate.clone().wait_for(|served| served.others > 0).await.is_ok();
+        assert!(connected, "{attack}: a legitimate call");
         loop {
             let effect = act().await;
             if legitimate.borrow().verifications >= LEAST_SERVED || calling.is_finished() {
