@@ -56,10 +56,13 @@ impl ReceiptSink for Plans {
         now: DateTime<Utc>,
     ) -> Result<(Vec<ReceiptAnswer>, i64), PeerError> {
         let notices: Vec<_> = receipts.iter().map(convert::notice).collect();
-        let asked_at = Instant::now();
+        let mut first_at: Option<Instant> = None;
         let attempt = |left| {
             let mut client = self.client.clone();
-            let send_time = Some(to_proto(now + asked_at.elapsed()));
+            // The clock that dates deliveries goes on by the time lived, and so does the time of another attempt.
+            let later = first_at.map_or(Duration::ZERO, |at| at.elapsed());
+            first_at.get_or_insert_with(Instant::now);
+            let send_time = Some(to_proto(now + later));
             let mut asked = request(AcknowledgeNoticesRequest { notices: notices.clone(), send_time });
             asked.set_timeout(left);
             async move { client.acknowledge_notices(asked).await }
