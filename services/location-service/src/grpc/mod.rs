@@ -23,7 +23,7 @@ use crate::app::listing::Asked;
 use crate::app::{App, Call};
 
 /// What one request may weigh. No valid one comes near it; so large, a text that is too long is refused by the name of its field.
-const MAX_REQUEST_BYTES: usize = 256 * 1024;
+const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 
 /// What this service serves, and to whom unless it is told otherwise.
 pub const SURFACE: Surface = Surface {

@@ -192,7 +192,8 @@ fn summary(sql: &str) -> (&str, Option<&str>) {
     let mut words = sql.split_whitespace();
     let table = words.by_ref().find(|word| ["FROM", "INTO", "UPDATE"].contains(word)).and_then(|_| words.next());
     let table = table.filter(|word| !word.starts_with('('));
-    (operation, table.map(|word| word.trim_matches(|letter: char| !letter.is_alphanumeric() && letter != '_')))
+    let foreign = |letter: char| !letter.is_alphanumeric() && letter != '_';
+    (operation, table.and_then(|word| word.trim_start_matches(foreign).split(foreign).next()))
 }
 
 /// A call's span learns how the call ended.
