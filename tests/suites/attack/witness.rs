@@ -9,7 +9,7 @@ use keysweep::clients::{Clients, made_for};
 use keysweep_e2e::replica::ADMIN;
 use keysweep_e2e::wait;
 use keysweep_proto::key::v1 as key;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -127,9 +127,9 @@ pub(crate) async fn endure<F: Future<Output = String>>(
 /// What comes of it, and the highest figure meanwhile.
 async fn highest<T>(work: impl Future<Output = T>, figure: impl Fn() -> u64) -> (T, u64) {
     let mut work = Box::pin(work.fuse());
-    let mut highest = figure();
+    let (mut highest, mut looks) = (figure(), interval(LOOK));
     loop {
-        match select(&mut work, Box::pin(sleep(LOOK))).await {
+        match select(&mut work, Box::pin(looks.tick())).await {
             Either::Left((done, _)) => return (done, highest.max(figure())),
             Either::Right(_) => highest = highest.max(figure()),
         }

@@ -58,16 +58,13 @@ const AT_A_TIME: usize = 6;
 async fn ordeal(quarters: u64, life: u64, at_a_time: usize, seeds: impl Iterator<Item = u64>, loud: bool) {
     let (began, mut all, mut lives, mut broken) = (Instant::now(), Totals::default(), 0, Vec::new());
     let lengths = (0..quarters).step_by(life as usize).map(|lived| life.min(quarters - lived));
-    let mut outcomes = stream::iter(seeds.zip(lengths).map(|(seed, length)| {
-        tokio::spawn(async move {
-            println!("KEYSWEEP_ORDEAL_SEED={seed}");
-            let outcome = Box::pin(live(seed, length, loud)).await;
-            (seed, outcome.unwrap_or_else(|error| panic!("seed {seed}: {error:#}")))
-        })
+    let mut outcomes = stream::iter(seeds.zip(lengths).map(|(seed, length)| async move {
+        println!("KEYSWEEP_ORDEAL_SEED={seed}");
+        let outcome = Box::pin(live(seed, length, loud)).await;
+        (seed, outcome.unwrap_or_else(|error| panic!("seed {seed}: {error:#}")))
     }))
     .buffer_unordered(at_a_time);
-    while let Some(ended) = outcomes.next().await {
-        let (seed, Outcome { totals, violations, trace }) = ended.expect("a life is lived to its end");
+    while let Some((seed, Outcome { totals, violations, trace })) = outcomes.next().await {
         add(&mut all, totals);
         lives += 1;
         if !violations.is_empty() {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use keysweep::clients::Clients;
 use keysweep::suite::Which;
+use keysweep_e2e::wait;
 use keysweep_proto::notification::v1::GetSubscriptionRequest;
 use service_kit::Deps;
 use service_kit::cli::Service;
@@ -130,7 +131,6 @@ pub(crate) struct Replica {
 
 /// In real time: nothing here takes longer on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(2);
 
 impl Replica {
     /// Starts it; it may be dead before it serves.
@@ -162,17 +162,14 @@ impl Replica {
     pub(crate) async fn serves(&self) -> anyhow::Result<bool> {
         let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address))?.connect_lazy();
         let mut health = HealthClient::new(channel);
-        let deadline = Instant::now() + PATIENCE;
-        while self.is_alive() {
-            if health.check(HealthCheckRequest { service: String::new() }).await.is_ok() {
-                return Ok(true);
+        Ok(wait::until("a process to serve or to die", async || {
+            let request = HealthCheckRequest { service: String::new() };
+            if !self.is_alive() {
+                return Some(false);
             }
-            if Instant::now() > deadline {
-                bail!("{} does not serve", self.which.name());
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(false)
+            health.check(request).await.is_ok().then_some(true)
+        })
+        .await)
     }
 
     /// Whether it, a notification-service, has heard the time of the sweep since it was started.
@@ -206,17 +203,14 @@ impl Replica {
     /// Waits until it has ended: by itself, crashed, or stopped.
     async fn join(&mut self) -> anyhow::Result<()> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
-        let deadline = Instant::now() + PATIENCE;
-        while !thread.is_finished() {
-            if Instant::now() > deadline {
-                bail!("{} does not end", self.which.name());
-            }
+        wait::until("a process to end", async || {
             if self.shutdown.is_cancelled() {
                 // Draining waits on timers, too.
                 self.pass(Duration::from_millis(100)).await;
             }
-            tokio::time::sleep(POLL).await;
-        }
+            thread.is_finished().then_some(())
+        })
+        .await;
         thread.join().map_err(|_| anyhow::anyhow!("{} panicked", self.which.name()))?
     }
 }

@@ -12,6 +12,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use keysweep::suite::Which;
 use service_kit::clock::{Clock, SimulatedClock};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::ledger::Ledger;
 use crate::link::{Link, Weather};
@@ -257,19 +258,15 @@ impl Site {
         let asked_at = Location::caller();
         async move {
             let mut step = std::pin::pin!(step);
-            tokio::select! {
-                biased;
-                done = &mut step => return done,
-                () = tokio::time::sleep(PATIENCE) => {}
+            if let Ok(done) = timeout(PATIENCE, &mut step).await {
+                return done;
             }
             for _ in 0..MOST_PASSES {
                 // A sender may give up on an answer that is under way.
                 self.post.note_disturbance();
                 self.pass(PASS).await;
-                tokio::select! {
-                    biased;
-                    done = &mut step => return done,
-                    () = tokio::time::sleep(POLL) => {}
+                if let Ok(done) = timeout(POLL, &mut step).await {
+                    return done;
                 }
             }
             let lives: Vec<_> =

@@ -18,8 +18,17 @@ pub(super) struct Services {
     methods: Vec<(String, AnyService)>,
 }
 
-/// Some service.
-struct AnyService(Box<dyn Answer>);
+/// Some service, as what answers.
+struct AnyService(Box<dyn Fn(Request<Body>) -> Answer + Send + Sync>);
+
+/// What comes of a call.
+type Answer = BoxFuture<Response<Body>, Infallible>;
+
+impl AnyService {
+    fn new(service: impl GrpcService) -> Self {
+        Self(Box::new(move |request| service.answer(request)))
+    }
+}
 
 impl fmt::Debug for AnyService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,21 +43,13 @@ struct Named {
 }
 
 /// A service as tonic generates them: it has a name, and is always ready.
-pub trait GrpcService:
-    Service<
-        Request<Body>,
-        Response = Response<Body>,
-        Error = Infallible,
-        Future = BoxFuture<Response<Body>, Infallible>,
-    > + NamedService
-    + Clone
-    + Send
-    + Sync
-    + 'static
-{
+pub trait GrpcService: NamedService + Send + Sync + 'static {
+    /// Answers a call.
+    fn answer(&self, request: Request<Body>) -> BoxFuture<Response<Body>, Infallible>;
 }
 
-impl<S> GrpcService for S where
+impl<S> GrpcService for S
+where
     S: Service<
             Request<Body>,
             Response = Response<Body>,
@@ -58,15 +59,8 @@ impl<S> GrpcService for S where
         + Clone
         + Send
         + Sync
-        + 'static
+        + 'static,
 {
-}
-
-trait Answer: Send + Sync {
-    fn answer(&self, request: Request<Body>) -> BoxFuture<Response<Body>, Infallible>;
-}
-
-impl<S: GrpcService> Answer for S {
     fn answer(&self, request: Request<Body>) -> BoxFuture<Response<Body>, Infallible> {
         self.clone().call(request)
     }
@@ -75,12 +69,12 @@ impl<S: GrpcService> Answer for S {
 impl Services {
     /// Adds a service under its name.
     pub(super) fn add<S: GrpcService>(&mut self, service: S) {
-        self.named.push(Named { name: S::NAME, service: AnyService(Box::new(service)) });
+        self.named.push(Named { name: S::NAME, service: AnyService::new(service) });
     }
 
     /// Lets `service` answer one method of its name.
     pub(super) fn add_method<S: GrpcService>(&mut self, method: &str, service: S) {
-        self.methods.push((format!("/{}/{method}", S::NAME), AnyService(Box::new(service))));
+        self.methods.push((format!("/{}/{method}", S::NAME), AnyService::new(service)));
     }
 
     /// The names of all, in the order in which they were added.
@@ -95,7 +89,7 @@ impl Services {
         otherwise: impl FnOnce(Request<Body>) -> BoxFuture<Response<Body>, Infallible>,
     ) -> BoxFuture<Response<Body>, Infallible> {
         match self.find(request.uri().path()) {
-            Some(service) => service.0.answer(request),
+            Some(service) => (service.0)(request),
             None => otherwise(request),
         }
     }
