@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,16 +57,17 @@ impl Tally {
     }
 
     /// Makes a call, as often as it takes.
-    async fn call<T, F>(&self, method: &'static str, mut attempt: impl FnMut(Duration) -> F) -> T
+    async fn call<T, F>(&self, method: &'static str, attempt: impl Fn(Duration) -> F) -> T
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let (started, mut attempts) = (Instant::now(), 0);
+        let (started, attempts) = (Instant::now(), AtomicU64::new(0));
         let counted = |left| {
-            attempts += 1;
+            attempts.fetch_add(1, Ordering::Relaxed);
             attempt(left)
         };
         let answer = retrying(method, DEADLINE, counted).await;
+        let attempts = attempts.into_inner();
         let answer = answer.unwrap_or_else(|status| panic!("{method}, attempt {attempts}: {status:?}"));
         let mut calls = self.calls();
         let calls = calls.entry(method).or_default();

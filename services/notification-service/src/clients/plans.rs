@@ -1,5 +1,6 @@
 //! key-service: the subscription to its plans, and its book of receipts.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -56,12 +57,12 @@ impl ReceiptSink for Plans {
         now: DateTime<Utc>,
     ) -> Result<(Vec<ReceiptAnswer>, i64), PeerError> {
         let notices: Vec<_> = receipts.iter().map(convert::notice).collect();
-        let mut first_at: Option<Instant> = None;
+        let first_at = OnceLock::new();
         let attempt = |left| {
             let mut client = self.client.clone();
             // The clock that dates deliveries goes on by the time lived, and so does the time of another attempt.
-            let later = first_at.map_or(Duration::ZERO, |at| at.elapsed());
-            first_at.get_or_insert_with(Instant::now);
+            let later = first_at.get().map_or(Duration::ZERO, Instant::elapsed);
+            first_at.get_or_init(Instant::now);
             let send_time = Some(to_proto(now + later));
             let mut asked = request(AcknowledgeNoticesRequest { notices: notices.clone(), send_time });
             asked.set_timeout(left);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{ExponentialBuilder, Retryable};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -25,25 +25,28 @@ const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
 pub async fn retrying<T, F>(
     method: &'static str,
     within: Duration,
-    mut attempt: impl FnMut(Duration) -> F,
+    attempt: impl Fn(Duration) -> F,
 ) -> Result<T, Status>
 where
     F: Future<Output = Result<T, Status>>,
 {
     let end = Instant::now() + within;
-    let mut pauses = PAUSES.build();
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
+    let left = || end.saturating_duration_since(Instant::now());
+    let once = async || {
+        let left = left();
         let call = calling(method, || attempt(left));
-        let answer = tokio::time::timeout(left, call).await.unwrap_or_else(|_| Err(deadline_exceeded()));
-        let Some(status) = answer.as_ref().err().filter(|status| status.code() == Code::Unavailable) else {
-            return answer;
-        };
-        let left = end.saturating_duration_since(Instant::now());
-        let Some(pause) = pauses.next().filter(|pause| *pause < left) else { return answer };
-        tracing::info!(method, pause_ms = pause.as_millis(), reason = status.message(), "the call is made again");
-        tokio::time::sleep(pause).await;
-    }
+        tokio::time::timeout(left, call).await.unwrap_or_else(|_| Err(deadline_exceeded()))
+    };
+    (|| once())
+        .retry(PAUSES)
+        .when(|status: &Status| status.code() == Code::Unavailable)
+        // Who would wait past the end is told why, not that time is over.
+        .adjust(|_, pause| pause.filter(|pause| *pause < left()))
+        .notify(|status, pause| {
+            let (pause_ms, reason) = (pause.as_millis(), status.message());
+            tracing::info!(method, pause_ms, reason, "the call is made again");
+        })
+        .await
 }
 
 #[cfg(test)]
