@@ -254,6 +254,11 @@ impl JumpWatch {
         Self { clock, seen: Mutex::new(seen) }
     }
 
+    /// The clock's [`Clock::lived`]: for measuring how long something takes.
+    pub fn lived(&self) -> Duration {
+        self.clock.lived()
+    }
+
     /// How far the clock is ahead of the time that has passed since the watch began; zero where it never jumped. To be asked
     /// often: steps of up to ten seconds between two questions count as the discipline of the clock.
     pub fn ahead(&self) -> TimeDelta {

@@ -26,6 +26,7 @@ pub mod keyring;
 pub mod memory;
 pub mod notify;
 pub mod page;
+pub mod rows;
 pub mod server;
 pub mod status;
 pub mod telemetry;

@@ -27,7 +27,7 @@ WHERE api_keys.id = uses.id AND api_keys.state = 1
     AND (api_keys.last_used_at IS NULL OR api_keys.last_used_at < uses.used_at)";
 
 /// For the transaction alone.
-const POSTGRES_NESTED_LOOP: &str = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
+pub(super) const POSTGRES_NESTED_LOOP: &str = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
      SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off";
 
 const SQLITE_STORE: &str = "UPDATE api_keys SET last_used_at = uses.used_at

@@ -5,6 +5,7 @@
 
 mod error;
 mod leadership;
+mod pace;
 mod ports;
 mod service;
 mod signal;
@@ -13,10 +14,10 @@ mod sweeper;
 pub use error::SweepError;
 pub use leadership::Leadership;
 pub use ports::{
-    AgencyTotal, BatchOrder, BatchOutcome, Command, DeskError, Difference, EntryFilter, History, Lease, LeaseAnswer,
-    LotFilter, LotView, NoticeReply, NoticeResult, PlanComparison, PlanDraft, PlanFilter, PlanView, Preview,
-    PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobError, SweepJobs, SweepLease, SweepReads, SweepStore,
-    UsageFlush,
+    AgencyTotal, BatchOrder, Command, DeskError, Difference, DueLot, EntryFilter, History, Lease, LeaseAnswer,
+    LotFilter, LotOrder, LotOutcome, LotView, NoticeReply, NoticeResult, PlanComparison, PlanDraft, PlanFilter,
+    PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobError, SweepJobs, SweepLease,
+    SweepReads, SweepStore, UsageFlush,
 };
 pub use service::{OperatorCall, Subscription, SweepService};
 pub use signal::EventSignal;

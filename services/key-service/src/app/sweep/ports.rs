@@ -39,24 +39,44 @@ pub struct PlanDraft {
     pub breaker: Breaker,
 }
 
-/// One batch of a lot's deletion.
+/// A lot whose gate seemed open.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatchOrder {
+pub struct DueLot {
     /// The plan.
     pub plan_id: String,
+    /// The lot's agency.
+    pub agency_id: String,
+    /// Its deletion instant.
+    pub delete_at: DateTime<Utc>,
+    /// Keys listed when the plan was made: it has at most so many.
+    pub entry_count: i64,
+}
+
+/// A lot in a batch of the deletion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LotOrder {
     /// The lot's agency.
     pub agency_id: String,
     /// The lot's deletion instant for which `slack` was judged; moved meanwhile, nothing is deleted.
     pub delete_at: DateTime<Utc>,
     /// Counted against the sweep where a replica's uses may be missing.
     pub slack: TimeDelta,
+}
+
+/// One batch of the deletion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchOrder {
+    /// The plan.
+    pub plan_id: String,
+    /// The lots, in the order of their agencies: all but the last have fewer entries than `limit` together.
+    pub lots: Vec<LotOrder>,
     /// Most entries.
     pub limit: u32,
 }
 
-/// What a batch did.
+/// What a batch did with one of its lots.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BatchOutcome {
+pub enum LotOutcome {
     /// The lot's gate is shut.
     Blocked(Vec<LotBlock>),
     /// The batch went through.
@@ -174,14 +194,14 @@ pub trait SweepJobs: Send + Sync {
         after: Option<(String, String)>,
         limit: u32,
         now: DateTime<Utc>,
-    ) -> Result<Vec<(String, String, DateTime<Utc>)>, StorageError>;
-    /// Deletes the next batch of a lot.
+    ) -> Result<Vec<DueLot>, StorageError>;
+    /// Deletes the next batch of some lots of a plan; answers what became of each, in their order.
     async fn delete_batch(
         &self,
         lease: &Lease,
         order: &BatchOrder,
         now: DateTime<Utc>,
-    ) -> Result<BatchOutcome, SweepJobError>;
+    ) -> Result<Vec<LotOutcome>, SweepJobError>;
     /// Closes up to `limit` lots whose time has come and whose entries have all left; answers how many.
     async fn close_emptied(&self, lease: &Lease, limit: u32, now: DateTime<Utc>) -> Result<u64, SweepJobError>;
     /// Removes up to `limit` of the oldest events: of plans that have ended, from before an instant and passed by every

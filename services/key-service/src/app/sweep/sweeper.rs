@@ -9,7 +9,8 @@ use service_kit::ids::IdGenerator;
 use tokio::sync::Mutex;
 
 use super::leadership::{Leadership, Standing};
-use super::ports::{BatchOrder, BatchOutcome, PlanDraft, SweepJobError, SweepStore, UsageFlush};
+use super::pace::Pace;
+use super::ports::{BatchOrder, DueLot, LotOrder, LotOutcome, PlanDraft, SweepJobError, SweepStore, UsageFlush};
 use super::signal::EventSignal;
 use crate::app::StorageError;
 use crate::domain::sweep::schedule::{idle_since, last_delete_at, planning_closes_at};
@@ -18,7 +19,7 @@ use crate::domain::sweep::{
 };
 
 /// Lots handled by one query. Small enough for one transaction, large enough that a query is no cost.
-const PAGE: u32 = 100;
+const PAGE: u32 = 200;
 
 /// How often entries are compared with their keys while a plan is open. Each use rescues its entry itself; the comparison
 /// finds only those whose use met the making of the plan.
@@ -72,6 +73,8 @@ pub struct SweepTick {
     pub entries_kept: u64,
     /// Keys deleted.
     pub keys_deleted: u64,
+    /// Milliseconds that the longest batch of the deletion took, and so held its locks.
+    pub longest_batch_ms: u64,
     /// Lots closed with nothing more to delete.
     pub lots_executed: u64,
     /// Lots that wait for the next quarter.
@@ -353,11 +356,14 @@ impl Sweeper {
     async fn delete(&self, tick: &mut SweepTick, ahead: TimeDelta, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         let mut after = None;
         let mut writers = None;
+        let mut pace = Pace::new(self.policy.delete_batch);
         loop {
-            let lots = self.store.due_lots(after.take(), PAGE, now).await?;
-            for (plan_id, agency_id, delete_at) in lots {
-                if let Some(wait) = clock_wait(delete_at, now, ahead) {
-                    after = Some((plan_id, agency_id));
+            let due = self.store.due_lots(after.take(), PAGE, now).await?;
+            let Some(last) = due.last() else { return Ok(()) };
+            after = Some((last.plan_id.clone(), last.agency_id.clone()));
+            let mut ready = Vec::with_capacity(due.len());
+            for lot in due {
+                if let Some(wait) = clock_wait(lot.delete_at, now, ahead) {
                     if !tick.waits.contains(&wait) {
                         tick.waits.push(wait);
                     }
@@ -368,42 +374,72 @@ impl Sweeper {
                     writers = Some(self.store.usage_writers().await?);
                 }
                 let known = writers.as_deref().unwrap_or_default();
-                if let Some(slack) = self.slack(tick, known, idle_since(delete_at), now) {
-                    let limit = self.policy.delete_batch;
-                    let order =
-                        BatchOrder { plan_id: plan_id.clone(), agency_id: agency_id.clone(), delete_at, slack, limit };
-                    self.delete_lot(tick, &order, now).await?;
+                if let Some(slack) = self.slack(tick, known, idle_since(lot.delete_at), now) {
+                    ready.push((lot, slack));
                 }
-                after = Some((plan_id, agency_id));
             }
-            if after.is_none() {
-                return Ok(());
+            for of_plan in ready.chunk_by(|(one, _), (next, _)| one.plan_id == next.plan_id) {
+                self.delete_lots(tick, &mut pace, of_plan.to_vec(), now).await?;
             }
         }
     }
 
-    async fn delete_lot(
+    /// Deletes lots of one plan: as many of them at once as one batch takes, a large one in several.
+    async fn delete_lots(
         &self,
         tick: &mut SweepTick,
-        order: &BatchOrder,
+        pace: &mut Pace,
+        mut lots: Vec<(DueLot, TimeDelta)>,
         now: DateTime<Utc>,
     ) -> Result<(), SweepJobError> {
-        loop {
+        while let Some((first, _)) = lots.first() {
+            let (plan_id, limit) = (first.plan_id.clone(), pace.entries());
+            let fit = fitting(&lots, limit);
+            let order = |(lot, slack): &(DueLot, TimeDelta)| LotOrder {
+                agency_id: lot.agency_id.clone(),
+                delete_at: lot.delete_at,
+                slack: *slack,
+            };
+            let order = BatchOrder { plan_id, lots: lots.iter().take(fit).map(order).collect(), limit };
             let lease = self.leadership.lease().await?;
-            match repeat(|| self.store.delete_batch(&lease, order, now)).await? {
-                BatchOutcome::Blocked(_) => return Ok(()),
-                BatchOutcome::Done { deleted, kept, closed } => {
+            let (done, took) = repeat(|| async {
+                let begun = self.watch.lived();
+                self.store
+                    .delete_batch(&lease, &order, now)
+                    .await
+                    .map(|done| (done, self.watch.lived().saturating_sub(begun)))
+            })
+            .await?;
+            let (mut worked, mut outcomes) = (0, done.iter());
+            lots.retain(|_| match outcomes.next() {
+                // Not of this batch.
+                None => true,
+                Some(LotOutcome::Blocked(_)) => false,
+                Some(LotOutcome::Done { deleted, kept, closed }) => {
                     tick.keys_deleted += deleted;
                     tick.entries_kept += kept;
-                    tick.lots_executed += u64::from(closed);
-                    if closed || deleted + kept == 0 {
-                        return Ok(());
-                    }
-                    self.signal.bump();
+                    tick.lots_executed += u64::from(*closed);
+                    worked += deleted + kept;
+                    !closed && deleted + kept > 0
                 }
-            }
+            });
+            pace.note(worked, took);
+            tick.longest_batch_ms = tick.longest_batch_ms.max(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+            self.signal.bump();
         }
+        Ok(())
     }
+}
+
+/// How many lots a batch takes: as many as have no more entries together, and then one that has more.
+fn fitting(lots: &[(DueLot, TimeDelta)], limit: u32) -> usize {
+    let mut entries = 0;
+    let before = |(lot, _): &&(DueLot, TimeDelta)| {
+        let fits = entries < i64::from(limit);
+        entries += lot.entry_count.max(1);
+        fits
+    };
+    lots.iter().take_while(before).count()
 }
 
 /// Repeats a transaction that met another one.

@@ -79,7 +79,7 @@ pub struct SweepPolicy {
     pub breaker: Breaker,
     /// How much older than the true last use a stored one may be.
     pub recording_slack: TimeDelta,
-    /// Entries deleted in one transaction.
+    /// Entries deleted in one transaction at most.
     pub delete_batch: u32,
     /// How long a replica that sweeps keeps others from it after its last sign of life.
     pub lease: TimeDelta,

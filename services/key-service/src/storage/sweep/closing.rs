@@ -1,5 +1,7 @@
 //! Lots and plans come to their end.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
@@ -21,22 +23,17 @@ use crate::storage::StorageError;
 /// States of a lot that is not closed.
 pub(super) const UNCLOSED: [LotState; 2] = [LotState::Open, LotState::Held];
 
-/// The entries of a plan, or of one of its lots, by state.
-pub(super) async fn counts(
-    db: &impl ConnectionTrait,
-    plan_id: &str,
-    agency_id: Option<&str>,
-) -> Result<LotCounts, StorageError> {
-    let mut query = entries::Entity::find()
+/// The entries of a plan, by state.
+pub(super) async fn counts(db: &impl ConnectionTrait, plan_id: &str) -> Result<LotCounts, StorageError> {
+    let rows: Vec<(i16, i64)> = entries::Entity::find()
         .select_only()
         .column(entries::Column::State)
         .column_as(entries::Column::KeyId.count(), "number")
         .filter(entries::Column::PlanId.eq(plan_id))
-        .group_by(entries::Column::State);
-    if let Some(agency_id) = agency_id {
-        query = query.filter(entries::Column::AgencyId.eq(agency_id));
-    }
-    let rows: Vec<(i16, i64)> = query.into_tuple().all(db).await?;
+        .group_by(entries::Column::State)
+        .into_tuple()
+        .all(db)
+        .await?;
     let mut counts = LotCounts::default();
     for (state, number) in rows {
         codes::count(&mut counts, state, number)?;
@@ -44,42 +41,60 @@ pub(super) async fn counts(
     Ok(counts)
 }
 
-/// Whether a lot still has an entry to delete.
-pub(super) async fn has_planned(
-    db: &impl ConnectionTrait,
+/// The entries of some lots of a plan, by state.
+pub(super) async fn counts_of_lots(
+    tx: &DatabaseTransaction,
     plan_id: &str,
-    agency_id: &str,
-) -> Result<bool, StorageError> {
-    let one = entries::Entity::find()
+    agencies: &[&str],
+) -> Result<BTreeMap<String, LotCounts>, StorageError> {
+    let mut all: BTreeMap<String, LotCounts> =
+        agencies.iter().map(|agency_id| ((*agency_id).to_owned(), LotCounts::default())).collect();
+    if agencies.is_empty() {
+        return Ok(all);
+    }
+    let rows: Vec<(String, i16, i64)> = entries::Entity::find()
+        .select_only()
+        .column(entries::Column::AgencyId)
+        .column(entries::Column::State)
+        .column_as(entries::Column::KeyId.count(), "number")
         .filter(entries::Column::PlanId.eq(plan_id))
-        .filter(entries::Column::AgencyId.eq(agency_id))
-        .filter(entries::Column::State.eq(EntryState::Planned.code()))
-        .limit(1)
-        .one(db)
+        .filter(entries::Column::AgencyId.is_in(agencies.iter().copied()))
+        .group_by(entries::Column::AgencyId)
+        .group_by(entries::Column::State)
+        .into_tuple()
+        .all(tx)
         .await?;
-    Ok(one.is_some())
+    for (agency_id, state, number) in rows {
+        codes::count(all.entry(agency_id).or_default(), state, number)?;
+    }
+    Ok(all)
 }
 
-/// Closes a lot, whose row the caller has locked, as executed.
+/// Closes lots of a plan, whose rows the caller has locked, as executed.
 pub(super) async fn execute(
     tx: &DatabaseTransaction,
     journal: &mut Journal,
     plan_id: &str,
-    agency_id: &str,
+    lots: &BTreeMap<String, LotCounts>,
     now: DateTime<Utc>,
 ) -> Result<(), StorageError> {
-    let counts = counts(tx, plan_id, Some(agency_id)).await?;
-    set_state(tx, plan_id, &[agency_id.to_owned()], LotState::Executed, "").await?;
-    let detail =
-        json!({ "deleted_count": counts.deleted, "rescued_count": counts.rescued, "spared_count": counts.spared });
-    journal.lot("lot.executed", plan_id, agency_id, "", detail);
-    let event = EventPayload::LotExecuted {
-        agency_id: agency_id.to_owned(),
-        deleted_count: counts.deleted,
-        rescued_count: counts.rescued,
-        executed_at: now,
-    };
-    journal.event(plan_id, event);
+    if lots.is_empty() {
+        return Ok(());
+    }
+    let agencies: Vec<String> = lots.keys().cloned().collect();
+    set_state(tx, plan_id, &agencies, LotState::Executed, "").await?;
+    for (agency_id, counts) in lots {
+        let detail =
+            json!({ "deleted_count": counts.deleted, "rescued_count": counts.rescued, "spared_count": counts.spared });
+        journal.lot("lot.executed", plan_id, agency_id, "", detail);
+        let event = EventPayload::LotExecuted {
+            agency_id: agency_id.clone(),
+            deleted_count: counts.deleted,
+            rescued_count: counts.rescued,
+            executed_at: now,
+        };
+        journal.event(plan_id, event);
+    }
     Ok(())
 }
 
@@ -215,15 +230,30 @@ pub(super) async fn close_emptied(
     }
     let tx = lease::begin(db, lease).await?;
     let mut journal = Journal::of_sweep(now);
-    let mut closed = 0;
+    let mut pairs: Vec<(String, String)> = Vec::with_capacity(emptied.len());
     for row in emptied {
-        let (plan_id, agency_id): (String, String) = (row.try_get("", "plan_id")?, row.try_get("", "agency_id")?);
-        let lot = lots::Entity::find_by_id((plan_id.clone(), agency_id.clone())).lock_exclusive().one(&tx).await?;
+        pairs.push((row.try_get("", "plan_id")?, row.try_get("", "agency_id")?));
+    }
+    let mut closed = 0;
+    for of_plan in pairs.chunk_by(|one, next| one.0 == next.0) {
+        let plan_id = of_plan.first().map_or("", |(plan_id, _)| plan_id);
         // Entries never come back, so only the lot's own state can have changed since the look.
-        if lot.is_some_and(|lot| UNCLOSED.map(Coded::code).contains(&lot.state) && lot.delete_at <= to_micros(now)) {
-            execute(&tx, &mut journal, &plan_id, &agency_id, now).await?;
-            closed += 1;
-        }
+        let still: Vec<String> = lots::Entity::find()
+            .select_only()
+            .column(lots::Column::AgencyId)
+            .filter(lots::Column::PlanId.eq(plan_id))
+            .filter(lots::Column::AgencyId.is_in(of_plan.iter().map(|(_, agency_id)| agency_id)))
+            .filter(lots::Column::State.is_in(UNCLOSED.map(Coded::code)))
+            .filter(lots::Column::DeleteAt.lte(to_micros(now)))
+            .order_by_asc(lots::Column::AgencyId)
+            .lock_exclusive()
+            .into_tuple()
+            .all(&tx)
+            .await?;
+        let still: Vec<&str> = still.iter().map(String::as_str).collect();
+        let counts = counts_of_lots(&tx, plan_id, &still).await?;
+        execute(&tx, &mut journal, plan_id, &counts, now).await?;
+        closed += still.len() as u64;
     }
     journal.write(&tx).await?;
     tx.commit().await?;
@@ -264,7 +294,7 @@ pub(super) async fn complete_plan(
     if completed.rows_affected == 0 {
         return Ok(false);
     }
-    let counts = counts(&tx, plan_id, None).await?;
+    let counts = counts(&tx, plan_id).await?;
     let (deleted_count, rescued_count, spared_count) = (counts.deleted, counts.rescued, counts.spared);
     let mut journal = Journal::of_sweep(now);
     let detail =

@@ -1,4 +1,4 @@
-//! A lot is deleted, batch after batch, each one transaction.
+//! Lots are deleted, batch after batch, each one transaction: a part of a large lot, or many small ones.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,9 +6,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect, Value,
+    QuerySelect,
 };
 use serde_json::json;
+use service_kit::rows::{Column, Rows};
 use service_kit::time::{from_micros, to_micros};
 
 use super::closing;
@@ -18,8 +19,8 @@ use super::gate::{self, Condition};
 use super::journal::Journal;
 use super::lease;
 use super::rescue::take_out;
-use super::sql::{for_update, last_use, statement, with_own_plans};
-use crate::app::sweep::{BatchOrder, BatchOutcome, Lease, SweepJobError};
+use super::sql::{last_use, one_after_the_other, statement};
+use crate::app::sweep::{BatchOrder, DueLot, Lease, LotOrder, LotOutcome, SweepJobError};
 use crate::domain::sweep::schedule::idle_since;
 use crate::domain::sweep::{EntryBlock, EntryState, KeyFacts, LotBlock, Receipts, entry_gate, lot_gate};
 use crate::storage::StorageError;
@@ -30,10 +31,10 @@ pub(super) async fn due_lots(
     after: Option<(String, String)>,
     limit: u32,
     now: DateTime<Utc>,
-) -> Result<Vec<(String, String, DateTime<Utc>)>, StorageError> {
+) -> Result<Vec<DueLot>, StorageError> {
     let (plan, agency) = after.unwrap_or_default();
     let sql = format!(
-        "SELECT l.plan_id, l.agency_id, l.delete_at FROM sweep_lots l \
+        "SELECT l.plan_id, l.agency_id, l.delete_at, l.entry_count FROM sweep_lots l \
          WHERE l.state = 1 AND l.delete_at <= $1 AND l.last_delete_at >= $1 AND (l.plan_id, l.agency_id) > ($2, $3) AND {} \
          ORDER BY l.plan_id, l.agency_id LIMIT $4",
         gate::receipted("l")
@@ -41,189 +42,306 @@ pub(super) async fn due_lots(
     let values = vec![to_micros(now).into(), plan.into(), agency.into(), i64::from(limit).into()];
     let mut due = Vec::new();
     for row in db.query_all_raw(statement(db, sql, values)).await? {
-        due.push((
-            row.try_get("", "plan_id")?,
-            row.try_get("", "agency_id")?,
-            from_micros(row.try_get("", "delete_at")?),
-        ));
+        due.push(DueLot {
+            plan_id: row.try_get("", "plan_id")?,
+            agency_id: row.try_get("", "agency_id")?,
+            delete_at: from_micros(row.try_get("", "delete_at")?),
+            entry_count: row.try_get("", "entry_count")?,
+        });
     }
     Ok(due)
 }
 
-/// The receipts of a lot.
+/// The receipts of some lots of a plan, by agency.
 pub(super) async fn receipts_of(
     tx: &impl ConnectionTrait,
     plan_id: &str,
-    agency_id: &str,
-) -> Result<Receipts, StorageError> {
+    agencies: &[&str],
+) -> Result<HashMap<String, Receipts>, StorageError> {
     let rows = receipts::Entity::find()
         .filter(receipts::Column::PlanId.eq(plan_id))
-        .filter(receipts::Column::AgencyId.eq(agency_id))
+        .filter(receipts::Column::AgencyId.is_in(agencies.iter().copied()))
         .all(tx)
         .await?;
-    rows.iter().map(codes::receipt).collect()
+    let mut all: HashMap<String, Receipts> = HashMap::new();
+    for row in &rows {
+        all.entry(row.agency_id.clone()).or_default().insert(codes::receipt(row)?);
+    }
+    Ok(all)
 }
 
-/// A stretch of a lot's planned entries: their keys, not empty, in the order of the database.
-///
-/// Statements name these keys and bound the entries by the first and the last: so each touches a batch, whatever the
-/// database's statistics make it think of tables that were filled a moment ago.
+/// A stretch of one lot's planned entries: all that are planned from its first key to its last.
 pub(super) struct Stretch<'a> {
-    pub(super) order: &'a BatchOrder,
-    pub(super) key_ids: Vec<&'a str>,
+    pub(super) lot: &'a LotOrder,
+    pub(super) first_key: &'a str,
+    pub(super) last_key: &'a str,
 }
 
-impl Stretch<'_> {
-    fn first(&self) -> &str {
-        self.key_ids.first().copied().unwrap_or_default()
-    }
-
-    fn last(&self) -> &str {
-        self.key_ids.last().copied().unwrap_or_default()
-    }
-
-    /// Plan, agency, first and last key, then every key: the parameters from number `from` on. The second part is the list of the
-    /// keys' places.
-    fn parameters(&self, from: usize) -> (Vec<Value>, String) {
-        let bounds = [self.order.plan_id.as_str(), self.order.agency_id.as_str(), self.first(), self.last()];
-        let values = bounds.iter().chain(&self.key_ids).map(|text| (*text).into()).collect();
-        let from = from + bounds.len();
-        let places: Vec<String> = (from..from + self.key_ids.len()).map(|number| format!("${number}")).collect();
-        (values, places.join(", "))
-    }
+/// What became of the entries of one lot.
+#[derive(Debug, Clone, Copy, Default)]
+struct Done {
+    deleted: u64,
+    kept: u64,
+    /// Neither deleted nor let go.
+    stuck: u64,
 }
 
-/// Deletes the next batch of a lot, if its gate is open.
+/// Deletes the next batch of these lots, of those whose gate is open; answers what became of each, in their order.
 pub(super) async fn delete_batch(
     db: &DatabaseConnection,
     lease: &Lease,
     order: &BatchOrder,
     now: DateTime<Utc>,
-) -> Result<BatchOutcome, SweepJobError> {
+) -> Result<Vec<LotOutcome>, SweepJobError> {
     let tx = lease::begin(db, lease).await?;
-    with_own_plans(&tx).await?;
-    let row =
-        lots::Entity::find_by_id((order.plan_id.clone(), order.agency_id.clone())).lock_exclusive().one(&tx).await?;
-    let row = row.ok_or_else(|| StorageError::Internal(format!("plan {} has lost a lot", order.plan_id)))?;
-    let lot = codes::lot(row.clone(), receipts_of(&tx, &order.plan_id, &order.agency_id).await?)?;
-    let mut blocks = lot_gate(&lot, from_micros(row.last_delete_at), now);
-    if blocks.is_empty() && lot.delete_at != order.delete_at {
-        blocks.push(LotBlock::NotYet { delete_at: lot.delete_at });
-    }
-    if !blocks.is_empty() {
-        return Ok(BatchOutcome::Blocked(blocks));
-    }
-
+    one_after_the_other(&tx).await?;
+    let gates = lock_lots(&tx, order, now).await?;
+    let open: Vec<&LotOrder> =
+        order.lots.iter().filter(|lot| gates.get(&lot.agency_id).is_some_and(Vec::is_empty)).collect();
     let mut journal = Journal::of_sweep(now);
-    let batch = entries::Entity::find()
-        .filter(entries::Column::PlanId.eq(&order.plan_id))
-        .filter(entries::Column::AgencyId.eq(&order.agency_id))
-        .filter(entries::Column::KeyId.gt(&row.swept_through))
-        .filter(entries::Column::State.eq(EntryState::Planned.code()))
-        .order_by_asc(entries::Column::KeyId)
-        .limit(u64::from(order.limit.max(1)))
-        .all(&tx)
-        .await?;
-    let (mut deleted, mut kept, mut stuck) = (0, 0, false);
-    if !batch.is_empty() {
-        let stretch = Stretch { order, key_ids: batch.iter().map(|entry| entry.key_id.as_str()).collect() };
-        (deleted, kept) = work_through(&tx, &mut journal, &stretch, &batch, now).await?;
-        stuck = deleted + kept < batch.len() as u64;
-        if !stuck {
-            set_swept_through(&tx, order, stretch.last()).await?;
+    let (batch, more) = next_entries(&tx, order, &open).await?;
+    let done = if batch.is_empty() {
+        HashMap::new()
+    } else {
+        let batch = Batch { plan_id: &order.plan_id, stretches: stretches(&open, &batch), entries: &batch };
+        work_through(&tx, &mut journal, &batch, now).await?
+    };
+    let of = |agency_id: &str| done.get(agency_id).copied().unwrap_or_default();
+    let mut through: Vec<&str> = open.iter().map(|lot| lot.agency_id.as_str()).collect();
+    if let Some(last) = through.pop_if(|_| more) {
+        let reached = batch.last().filter(|entry| entry.agency_id == last && of(last).stuck == 0);
+        if let Some(entry) = reached {
+            set_swept_through(&tx, &order.plan_id, &[last], &entry.key_id).await?;
         }
     }
-    let ended = batch.len() < order.limit.max(1) as usize && !stuck;
-    let closed = ended && close(&tx, &mut journal, order, now).await?;
+    through.retain(|agency_id| of(agency_id).stuck == 0);
+    let closed = close(&tx, &mut journal, &order.plan_id, &through, now).await?;
     journal.write(&tx).await?;
     tx.commit().await?;
-    Ok(BatchOutcome::Done { deleted, kept, closed })
+    let outcome = |lot: &LotOrder| match gates.get(&lot.agency_id) {
+        Some(blocks) if !blocks.is_empty() => LotOutcome::Blocked(blocks.clone()),
+        _ => {
+            let Done { deleted, kept, .. } = of(&lot.agency_id);
+            LotOutcome::Done { deleted, kept, closed: closed.contains(lot.agency_id.as_str()) }
+        }
+    };
+    Ok(order.lots.iter().map(outcome).collect())
 }
 
-/// Closes the lot if really no entry is planned any more; otherwise the next batch begins anew.
+/// Locks the lots of the order, and asks the gate of each; empty: it is open.
+async fn lock_lots(
+    tx: &DatabaseTransaction,
+    order: &BatchOrder,
+    now: DateTime<Utc>,
+) -> Result<HashMap<String, Vec<LotBlock>>, StorageError> {
+    let agencies: Vec<&str> = order.lots.iter().map(|lot| lot.agency_id.as_str()).collect();
+    let rows = lots::Entity::find()
+        .filter(lots::Column::PlanId.eq(&order.plan_id))
+        .filter(lots::Column::AgencyId.is_in(agencies.iter().copied()))
+        .order_by_asc(lots::Column::AgencyId)
+        .lock_exclusive()
+        .all(tx)
+        .await?;
+    if rows.len() != agencies.len() {
+        return Err(StorageError::Internal(format!("plan {} has lost a lot", order.plan_id)));
+    }
+    let mut receipts = receipts_of(tx, &order.plan_id, &agencies).await?;
+    let judged: HashMap<&str, DateTime<Utc>> =
+        order.lots.iter().map(|lot| (lot.agency_id.as_str(), lot.delete_at)).collect();
+    let mut gates = HashMap::new();
+    for row in rows {
+        let last_delete_at = from_micros(row.last_delete_at);
+        let receipts = receipts.remove(&row.agency_id).unwrap_or_default();
+        let lot = codes::lot(row, receipts)?;
+        let mut blocks = lot_gate(&lot, last_delete_at, now);
+        if blocks.is_empty() && judged.get(lot.agency_id.as_str()) != Some(&lot.delete_at) {
+            blocks.push(LotBlock::NotYet { delete_at: lot.delete_at });
+        }
+        gates.insert(lot.agency_id, blocks);
+    }
+    Ok(gates)
+}
+
+/// The next planned entries in the order of (agency, key), and whether the last lot may have more than these.
+async fn next_entries(
+    tx: &DatabaseTransaction,
+    order: &BatchOrder,
+    open: &[&LotOrder],
+) -> Result<(Vec<entries::Model>, bool), StorageError> {
+    let Some((last, short)) = open.split_last() else { return Ok((Vec::new(), false)) };
+    let limit = u64::from(order.limit.max(1));
+    let mut batch = if short.is_empty() { Vec::new() } else { of_short_lots(tx, &order.plan_id, short, limit).await? };
+    let left = limit.saturating_sub(batch.len() as u64);
+    batch.extend(of_last_lot(tx, &order.plan_id, last, left).await?);
+    let more = batch.len() as u64 >= limit;
+    Ok((batch, more))
+}
+
+/// The planned entries of lots that have few.
+async fn of_short_lots(
+    tx: &DatabaseTransaction,
+    plan_id: &str,
+    lots: &[&LotOrder],
+    limit: u64,
+) -> Result<Vec<entries::Model>, StorageError> {
+    let agencies = lots.iter().map(|lot| lot.agency_id.clone()).collect();
+    let lots = Rows::new("t").column("agency_id", Column::Text(agencies));
+    let (relation, agencies) = lots.relation(tx.get_database_backend(), 3);
+    let sql = format!(
+        "SELECT e.* FROM {relation} JOIN sweep_lots l ON l.plan_id = $1 AND l.agency_id = t.agency_id \
+         JOIN sweep_entries e ON e.plan_id = $1 AND e.agency_id = l.agency_id AND e.key_id > l.swept_through \
+         WHERE e.state = 1 ORDER BY e.agency_id, e.key_id LIMIT $2"
+    );
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let values = [vec![plan_id.into(), limit.into()], agencies].concat();
+    Ok(entries::Entity::find().from_raw_sql(statement(tx, sql, values)).all(tx).await?)
+}
+
+/// The next planned entries of a lot that may have any number: no more is read than fits.
+async fn of_last_lot(
+    tx: &DatabaseTransaction,
+    plan_id: &str,
+    lot: &LotOrder,
+    limit: u64,
+) -> Result<Vec<entries::Model>, StorageError> {
+    let sql = "SELECT * FROM sweep_entries WHERE plan_id = $1 AND agency_id = $2 AND state = 1 AND key_id > \
+               (SELECT swept_through FROM sweep_lots WHERE plan_id = $1 AND agency_id = $2) ORDER BY key_id LIMIT $3";
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let values = vec![plan_id.into(), lot.agency_id.as_str().into(), limit.into()];
+    Ok(entries::Entity::find().from_raw_sql(statement(tx, sql, values)).all(tx).await?)
+}
+
+/// The stretch of each lot that the entries are of, which come lot by lot in the order of their keys.
+fn stretches<'a>(open: &[&'a LotOrder], batch: &'a [entries::Model]) -> Vec<Stretch<'a>> {
+    let orders: HashMap<&str, &LotOrder> = open.iter().map(|lot| (lot.agency_id.as_str(), *lot)).collect();
+    let of_a_lot = batch.chunk_by(|one, next| one.agency_id == next.agency_id);
+    let stretch = |entries: &'a [entries::Model]| {
+        let (first, last) = (entries.first()?, entries.last()?);
+        let lot = orders.get(first.agency_id.as_str())?;
+        Some(Stretch { lot, first_key: &first.key_id, last_key: &last.key_id })
+    };
+    of_a_lot.filter_map(stretch).collect()
+}
+
+/// Closes those of these lots of which really no entry is planned any more; the others begin anew with the next batch.
 async fn close(
     tx: &DatabaseTransaction,
     journal: &mut Journal,
-    order: &BatchOrder,
+    plan_id: &str,
+    through: &[&str],
     now: DateTime<Utc>,
-) -> Result<bool, StorageError> {
-    if closing::has_planned(tx, &order.plan_id, &order.agency_id).await? {
-        set_swept_through(tx, order, "").await?;
-        return Ok(false);
-    }
-    closing::execute(tx, journal, &order.plan_id, &order.agency_id, now).await?;
-    Ok(true)
+) -> Result<HashSet<String>, StorageError> {
+    let mut counts = closing::counts_of_lots(tx, plan_id, through).await?;
+    counts.retain(|_, counts| counts.planned == 0);
+    closing::execute(tx, journal, plan_id, &counts, now).await?;
+    let again: Vec<&str> = through.iter().copied().filter(|agency_id| !counts.contains_key(*agency_id)).collect();
+    set_swept_through(tx, plan_id, &again, "").await?;
+    Ok(counts.into_keys().collect())
 }
 
-async fn set_swept_through(tx: &DatabaseTransaction, order: &BatchOrder, key_id: &str) -> Result<(), StorageError> {
+async fn set_swept_through(
+    tx: &DatabaseTransaction,
+    plan_id: &str,
+    agencies: &[&str],
+    key_id: &str,
+) -> Result<(), StorageError> {
+    if agencies.is_empty() {
+        return Ok(());
+    }
     lots::Entity::update_many()
         .col_expr(lots::Column::SweptThrough, Expr::value(key_id))
-        .filter(lots::Column::PlanId.eq(&order.plan_id))
-        .filter(lots::Column::AgencyId.eq(&order.agency_id))
+        .filter(lots::Column::PlanId.eq(plan_id))
+        .filter(lots::Column::AgencyId.is_in(agencies.iter().copied()))
         .exec(tx)
         .await?;
     Ok(())
 }
 
-/// Deletes the batch's keys that may be, and lets the others go; answers how many of each.
+/// The entries of a batch, and the stretches of lots that they are.
+struct Batch<'a> {
+    plan_id: &'a str,
+    stretches: Vec<Stretch<'a>>,
+    entries: &'a [entries::Model],
+}
+
+/// Deletes the batch's keys that may be, and lets the others go; answers how many of each, by agency.
 async fn work_through(
     tx: &DatabaseTransaction,
     journal: &mut Journal,
-    stretch: &Stretch<'_>,
-    batch: &[entries::Model],
+    batch: &Batch<'_>,
     now: DateTime<Utc>,
-) -> Result<(u64, u64), StorageError> {
-    let order = stretch.order;
-    let facts = lock_keys(tx, stretch).await?;
-    let deleted = delete_keys(tx, stretch, gate::conditions, now).await?;
-    mark_deleted(tx, stretch, &deleted, now).await?;
-    let mut kept = 0;
-    let cutoff = idle_since(order.delete_at);
-    for entry in batch {
+) -> Result<HashMap<String, Done>, StorageError> {
+    let deleted = delete_keys(tx, batch.plan_id, &batch.stretches, gate::conditions(), now).await?;
+    mark_deleted(tx, batch, &deleted, now).await?;
+    let mut done: HashMap<String, Done> = HashMap::new();
+    let mut left = Vec::new();
+    for entry in batch.entries {
         if deleted.contains(&entry.key_id) {
             let detail = json!({
                 "last_use_time": entry.last_used_at.map(from_micros),
                 "create_time": from_micros(entry.created_at),
             });
-            journal.key("key.deleted", &order.plan_id, &order.agency_id, &entry.key_id, detail);
-            continue;
+            journal.key("key.deleted", batch.plan_id, &entry.agency_id, &entry.key_id, detail);
+            done.entry(entry.agency_id.clone()).or_default().deleted += 1;
+        } else {
+            left.push(entry);
         }
-        let owner = (entry.agency_id.as_str(), entry.location_id.as_deref());
-        let gate = match facts.get(&entry.key_id) {
-            Some(key) => entry_gate(EntryState::Planned, owner, key, cutoff, order.slack),
-            // The row is gone for good: whoever removed it has ended the key.
-            None => Err(EntryBlock::NotActive),
-        };
-        let Err(block) = gate else { continue };
-        let left = match block.rescue_cause() {
-            Some(cause) => take_out(tx, journal, &entry.key_id, cause, now).await?.is_some(),
-            None => spare(tx, &entry.key_id, now).await?,
-        };
-        if left && block.rescue_cause().is_none() {
-            journal.key(
-                "key.spared",
-                &order.plan_id,
-                &order.agency_id,
-                &entry.key_id,
-                json!({ "cause": block.as_str() }),
-            );
-        }
-        // What has left by itself meanwhile needs no further work either.
-        kept += 1;
     }
-    Ok((deleted.len() as u64, kept))
+    let facts = facts_of(tx, &left).await?;
+    let orders: HashMap<&str, &LotOrder> =
+        batch.stretches.iter().map(|stretch| (stretch.lot.agency_id.as_str(), stretch.lot)).collect();
+    for entry in left {
+        let Some(order) = orders.get(entry.agency_id.as_str()) else { continue };
+        let gone = let_go(tx, journal, (batch.plan_id, order), entry, facts.get(&entry.key_id), now).await?;
+        let of_lot = done.entry(entry.agency_id.clone()).or_default();
+        if gone { of_lot.kept += 1 } else { of_lot.stuck += 1 }
+    }
+    Ok(done)
 }
 
-/// Locks the rows of the stretch's keys in the order of their ids, and reads what the gate needs.
-async fn lock_keys(tx: &DatabaseTransaction, stretch: &Stretch<'_>) -> Result<HashMap<String, KeyFacts>, StorageError> {
+/// Rescues or spares an entry whose key was not deleted; false: nothing is known that kept it.
+async fn let_go(
+    tx: &DatabaseTransaction,
+    journal: &mut Journal,
+    (plan_id, order): (&str, &LotOrder),
+    entry: &entries::Model,
+    key: Option<&KeyFacts>,
+    now: DateTime<Utc>,
+) -> Result<bool, StorageError> {
+    let owner = (entry.agency_id.as_str(), entry.location_id.as_deref());
+    let gate = match key {
+        Some(key) => entry_gate(EntryState::Planned, owner, key, idle_since(order.delete_at), order.slack),
+        // The row is gone for good: whoever removed it has ended the key.
+        None => Err(EntryBlock::NotActive),
+    };
+    let Err(block) = gate else { return Ok(false) };
+    match block.rescue_cause() {
+        Some(cause) => _ = take_out(tx, journal, &entry.key_id, cause, now).await?,
+        None => {
+            if spare(tx, &entry.key_id, now).await? {
+                let detail = json!({ "cause": block.as_str() });
+                journal.key("key.spared", plan_id, &entry.agency_id, &entry.key_id, detail);
+            }
+        }
+    }
+    // What has left by itself meanwhile needs no further work either.
+    Ok(true)
+}
+
+/// Reads what the gate needs of the keys that the statement did not take.
+async fn facts_of(
+    tx: &DatabaseTransaction,
+    left: &[&entries::Model],
+) -> Result<HashMap<String, KeyFacts>, StorageError> {
+    if left.is_empty() {
+        return Ok(HashMap::new());
+    }
     let used = last_use("k");
-    let lock = for_update(tx);
-    let values: Vec<Value> = stretch.key_ids.iter().map(|id| (*id).into()).collect();
-    let places: Vec<String> = (1..=values.len()).map(|number| format!("${number}")).collect();
-    let places = places.join(", ");
+    let ids = left.iter().map(|entry| entry.key_id.clone()).collect();
+    let (relation, values) = Rows::new("t").column("id", Column::Text(ids)).relation(tx.get_database_backend(), 1);
     let sql = format!(
-        "SELECT k.id, k.state, k.revoke_at, k.agency_id, k.location_id, {used} AS last_use FROM api_keys k \
-         WHERE k.id IN ({places}) ORDER BY k.id{lock}"
+        "SELECT k.id, k.state, k.revoke_at, k.agency_id, k.location_id, {used} AS last_use \
+         FROM {relation} JOIN api_keys k ON k.id = t.id"
     );
     let mut facts = HashMap::new();
     for row in tx.query_all_raw(statement(tx, sql, values)).await? {
@@ -244,37 +362,51 @@ async fn lock_keys(tx: &DatabaseTransaction, stretch: &Stretch<'_>) -> Result<Ha
 /// The deletion itself: one statement that asks the database again for everything it depends on.
 pub(super) async fn delete_keys(
     tx: &DatabaseTransaction,
-    stretch: &Stretch<'_>,
-    conditions: impl FnOnce(&str) -> Vec<Condition>,
+    plan_id: &str,
+    stretches: &[Stretch<'_>],
+    conditions: Vec<Condition>,
     now: DateTime<Utc>,
 ) -> Result<HashSet<String>, StorageError> {
-    let (parameters, places) = stretch.parameters(3);
-    let cutoff = idle_since(stretch.order.delete_at) - stretch.order.slack.max(TimeDelta::zero());
-    let values = [vec![to_micros(now).into(), to_micros(cutoff).into()], parameters].concat();
-    let rows = tx.query_all_raw(statement(tx, gate::deletion(&conditions(&places)), values)).await?;
+    let cutoff = |lot: &LotOrder| to_micros(idle_since(lot.delete_at) - lot.slack.max(TimeDelta::zero()));
+    let mut rows = [Vec::new(), Vec::new(), Vec::new()];
+    for stretch in stretches {
+        rows[0].push(stretch.lot.agency_id.clone());
+        rows[1].push(stretch.first_key.to_owned());
+        rows[2].push(stretch.last_key.to_owned());
+    }
+    let [agencies, first_keys, last_keys] = rows.map(Column::Text);
+    let rows = Rows::new("t")
+        .column("agency_id", agencies)
+        .column("idle_since", Column::BigInt(stretches.iter().map(|one| cutoff(one.lot)).collect()))
+        .column("first_key", first_keys)
+        .column("last_key", last_keys);
+    let (relation, parameters) = rows.relation(tx.get_database_backend(), 3);
+    let values = [vec![to_micros(now).into(), plan_id.into()], parameters].concat();
+    let rows = tx.query_all_raw(statement(tx, gate::deletion(&conditions, &relation), values)).await?;
     rows.iter().map(|row| Ok(row.try_get("", "id")?)).collect()
 }
 
 async fn mark_deleted(
     tx: &DatabaseTransaction,
-    stretch: &Stretch<'_>,
+    batch: &Batch<'_>,
     deleted: &HashSet<String>,
     now: DateTime<Utc>,
 ) -> Result<(), StorageError> {
     if deleted.is_empty() {
         return Ok(());
     }
-    let marked = entries::Entity::update_many()
-        .col_expr(entries::Column::State, Expr::value(EntryState::Deleted.code()))
-        .col_expr(entries::Column::EndedAt, Expr::value(to_micros(now)))
-        .filter(entries::Column::PlanId.eq(&stretch.order.plan_id))
-        .filter(entries::Column::AgencyId.eq(&stretch.order.agency_id))
-        .filter(entries::Column::KeyId.between(stretch.first(), stretch.last()))
-        .filter(entries::Column::State.eq(EntryState::Planned.code()))
-        .filter(entries::Column::KeyId.is_in(deleted))
-        .exec(tx)
-        .await?;
-    if marked.rows_affected == deleted.len() as u64 {
+    let gone = || batch.entries.iter().filter(|entry| deleted.contains(&entry.key_id));
+    let rows = Rows::new("t")
+        .column("agency_id", Column::Text(gone().map(|entry| entry.agency_id.clone()).collect()))
+        .column("key_id", Column::Text(gone().map(|entry| entry.key_id.clone()).collect()));
+    let (relation, parameters) = rows.relation(tx.get_database_backend(), 4);
+    let sql = format!(
+        "UPDATE sweep_entries SET state = $1, ended_at = $2 FROM {relation} WHERE sweep_entries.plan_id = $3 \
+         AND sweep_entries.agency_id = t.agency_id AND sweep_entries.key_id = t.key_id AND sweep_entries.state = 1"
+    );
+    let head = vec![EntryState::Deleted.code().into(), to_micros(now).into(), batch.plan_id.into()];
+    let marked = tx.execute_raw(statement(tx, sql, [head, parameters].concat())).await?;
+    if marked.rows_affected() == deleted.len() as u64 {
         Ok(())
     } else {
         // A key must not go without its entry: the transaction is given up.

@@ -78,7 +78,8 @@ impl Call {
         let key = (plan_id.to_owned(), agency_id.to_owned());
         let row = lots::Entity::find_by_id(key).lock_exclusive().one(&self.tx).await?;
         let row = row.ok_or(DeskError::LotNotFound)?;
-        Ok(codes::lot(row, receipts_of(&self.tx, plan_id, agency_id).await?)?)
+        let receipts = receipts_of(&self.tx, plan_id, &[agency_id]).await?.remove(agency_id).unwrap_or_default();
+        Ok(codes::lot(row, receipts)?)
     }
 }
 

@@ -7,22 +7,21 @@ use super::codes::Coded;
 use super::sql::{IDLE_MICROS, last_use};
 use crate::domain::sweep::{EntryState, LotState, Stage};
 
-/// The deletion: `$1` the instant of it, `$2` the latest last use that is idle enough, `$3` the plan, `$4` the lot's agency, `$5` and
-/// `$6` the first and the last key of the batch, then every key of it.
+/// The deletion: `$1` the instant of it.
 const DELETION: &str =
     "UPDATE api_keys SET state = 3, secret_hash = NULL, sealed_secret = NULL, deleted_at = $1, revision = revision + 1";
 
 /// What a condition is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum About {
-    /// The key, `api_keys`.
-    Key,
-    /// A planned entry of it, `e`.
-    Entry,
-    /// The lot of that entry, `l`.
+    /// The lot `l` of a stretch `t`.
     Lot,
     /// The lot's receipt of a stage, `r`.
     Receipt(Stage),
+    /// An entry `e` of a stretch `t` whose lot may be deleted.
+    Entry,
+    /// The key, `api_keys`, of such an entry `e`.
+    Key,
 }
 
 /// One condition of the deletion.
@@ -41,30 +40,31 @@ impl Condition {
     }
 }
 
-/// Every condition under which a key is deleted; `places` are the parameters of the batch's keys.
-pub(super) fn conditions(places: &str) -> Vec<Condition> {
+/// Every condition under which a key is deleted: `$2` is the plan, a stretch `t` has the lot's agency, the latest last use that is idle
+/// enough for it, and its first and last key.
+pub(super) fn conditions() -> Vec<Condition> {
     use About::{Entry, Key, Lot};
     let new = Condition::new;
     let (planned, open) = (EntryState::Planned.code(), LotState::Open.code());
     let mut all = vec![
         new(Key, "active", "api_keys.state = 1"),
         new(Key, "not rotated", "api_keys.revoke_at IS NULL"),
-        new(Key, "idle", &format!("{} <= $2", last_use("api_keys"))),
-        new(Key, "of the batch", &format!("api_keys.id IN ({places})")),
-        new(Entry, "of the plan", "e.plan_id = $3"),
-        new(Entry, "of the lot", "e.agency_id = $4"),
-        new(Entry, "of the key", "e.key_id = api_keys.id"),
-        new(Entry, "planned", &format!("e.state = {planned}")),
+        new(Key, "idle", &format!("{} <= e.idle_since", last_use("api_keys"))),
+        new(Key, "of the entry", "api_keys.id = e.key_id"),
         // The owner is compared so that no index of it can serve: each key is found by its id, never among all of its agency.
-        new(Entry, "same agency", "e.agency_id IS NOT DISTINCT FROM api_keys.agency_id"),
-        new(Entry, "same location", "e.location_id IS NOT DISTINCT FROM api_keys.location_id"),
-        new(Lot, "of the plan", "l.plan_id = $3"),
-        new(Lot, "of the agency", "l.agency_id = $4"),
+        new(Key, "same agency", "e.agency_id IS NOT DISTINCT FROM api_keys.agency_id"),
+        new(Key, "same location", "e.location_id IS NOT DISTINCT FROM api_keys.location_id"),
+        new(Entry, "of the plan", "e.plan_id = $2"),
+        new(Entry, "of the lot", "e.agency_id = t.agency_id"),
+        new(Entry, "of the batch", "e.key_id BETWEEN t.first_key AND t.last_key"),
+        new(Entry, "planned", &format!("e.state = {planned}")),
+        new(Lot, "of the plan", "l.plan_id = $2"),
+        new(Lot, "of the agency", "l.agency_id = t.agency_id"),
         new(Lot, "open", &format!("l.state = {open}")),
         new(Lot, "not held", "l.hold_reason IS NULL"),
         new(Lot, "due", "l.delete_at <= $1"),
         new(Lot, "not overdue", "l.last_delete_at >= $1"),
-        new(Lot, "idle at its instant", &format!("$2 <= l.delete_at - {IDLE_MICROS}")),
+        new(Lot, "idle at its instant", &format!("t.idle_since <= l.delete_at - {IDLE_MICROS}")),
     ];
     all.extend(receipts("l"));
     all
@@ -89,17 +89,19 @@ pub(super) fn receipted(alias: &str) -> String {
     all_receipted(&receipts(alias).collect::<Vec<_>>())
 }
 
-/// The statement that deletes under these conditions and answers the keys it deleted.
-pub(super) fn deletion(conditions: &[Condition]) -> String {
-    // The bounds decide nothing: they show the database a short stretch of the entries' primary key.
+/// The statement that deletes under these conditions and answers the keys it deleted. `stretches` is the relation `t`.
+///
+/// Each lot is asked once, each entry is found in its lot, and each key by its id, in the order of the ids.
+pub(super) fn deletion(conditions: &[Condition], stretches: &str) -> String {
     format!(
-        "{DELETION} WHERE {} \
-         AND EXISTS (SELECT 1 FROM sweep_entries e WHERE e.key_id >= $5 AND e.key_id <= $6 AND {}) \
-         AND EXISTS (SELECT 1 FROM sweep_lots l WHERE {} AND {}) RETURNING id",
-        all_of(conditions, About::Key),
-        all_of(conditions, About::Entry),
+        "WITH open AS MATERIALIZED (SELECT t.* FROM {stretches} JOIN sweep_lots l ON {} WHERE {}), \
+         planned AS MATERIALIZED (SELECT e.key_id, e.agency_id, e.location_id, t.idle_since \
+         FROM open t JOIN sweep_entries e ON {} ORDER BY e.key_id) \
+         {DELETION} FROM planned AS e WHERE {} RETURNING id",
         all_of(conditions, About::Lot),
         all_receipted(conditions),
+        all_of(conditions, About::Entry),
+        all_of(conditions, About::Key),
     )
 }
 

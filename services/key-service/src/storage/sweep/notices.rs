@@ -79,7 +79,7 @@ async fn lock(tx: &DatabaseTransaction, plan_id: &str, agency_id: &str) -> Resul
     let key = (plan_id.to_owned(), agency_id.to_owned());
     let Some(lot) = lots::Entity::find_by_id(key).lock_exclusive().one(tx).await? else { return Ok(None) };
     let Some(plan) = plans::Entity::find_by_id(plan_id).one(tx).await? else { return Ok(None) };
-    let receipts = receipts_of(tx, plan_id, agency_id).await?;
+    let receipts = receipts_of(tx, plan_id, &[agency_id]).await?.remove(agency_id).unwrap_or_default();
     Ok(Some((codes::plan(plan)?, codes::lot(lot, receipts)?)))
 }
 

@@ -55,7 +55,7 @@ pub(super) async fn plan(db: &DatabaseConnection, plan_id: &str) -> Result<Optio
 }
 
 async fn plan_view(db: &impl ConnectionTrait, row: plans::Model) -> Result<PlanView, StorageError> {
-    let counts = counts(db, &row.plan_id, None).await?;
+    let counts = counts(db, &row.plan_id).await?;
     let last_sequence = last_sequence(db, &row.plan_id).await?;
     Ok(PlanView { plan: codes::plan(row)?, counts, last_sequence })
 }

@@ -5,6 +5,7 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement, Value}
 
 use crate::domain::sweep::schedule::IDLE_DAYS;
 use crate::storage::StorageError;
+use crate::storage::usage::POSTGRES_NESTED_LOOP;
 
 /// Days without use, in the database's unit.
 pub(super) const IDLE_MICROS: i64 = IDLE_DAYS * 86_400_000_000;
@@ -38,9 +39,11 @@ pub(in crate::storage) async fn without_parallel_workers(tx: &DatabaseTransactio
     Ok(())
 }
 
-/// Lets PostgreSQL plan each statement for its own parameters: an average of all lots fits neither the largest nor the smallest.
-pub(super) async fn with_own_plans(tx: &DatabaseTransaction) -> Result<(), StorageError> {
+/// Has PostgreSQL look up what a statement names one after the other, in the order in which it is named, whatever its statistics say
+/// of tables that were filled a moment ago; and plan each statement for its own parameters.
+pub(super) async fn one_after_the_other(tx: &DatabaseTransaction) -> Result<(), StorageError> {
     if tx.get_database_backend() == DbBackend::Postgres {
+        tx.execute_unprepared(POSTGRES_NESTED_LOOP).await?;
         tx.execute_unprepared("SET LOCAL plan_cache_mode = force_custom_plan").await?;
     }
     Ok(())

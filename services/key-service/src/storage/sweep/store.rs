@@ -8,9 +8,9 @@ use service_kit::time::to_micros;
 
 use super::{closing, deletion, desk, feed, lease, notices, planning, reads, rescue, retention};
 use crate::app::sweep::{
-    BatchOrder, BatchOutcome, Command, DeskError, EntryFilter, History, Lease, LeaseAnswer, LotFilter, NoticeResult,
-    PlanDraft, PlanFilter, PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed, SweepJobError,
-    SweepJobs, SweepLease, SweepReads,
+    BatchOrder, Command, DeskError, DueLot, EntryFilter, History, Lease, LeaseAnswer, LotFilter, LotOutcome,
+    NoticeResult, PlanDraft, PlanFilter, PlanView, Preview, PreviewFilter, ReconcilePage, SweepDesk, SweepFeed,
+    SweepJobError, SweepJobs, SweepLease, SweepReads,
 };
 use crate::domain::sweep::{
     Entry, HoldReason, KeyRange, Lot, LotCounts, Notice, Passage, Plan, PlanState, StoredEvent, UsageWriter,
@@ -105,12 +105,7 @@ impl SweepJobs for SqlSweepStore {
         closing::defer_overdue(&self.db, lease, limit, now).await
     }
 
-    async fn due_lots(
-        &self,
-        after: Option<Pair>,
-        limit: u32,
-        now: DateTime<Utc>,
-    ) -> Result<Vec<(String, String, DateTime<Utc>)>, StorageError> {
+    async fn due_lots(&self, after: Option<Pair>, limit: u32, now: DateTime<Utc>) -> Result<Vec<DueLot>, StorageError> {
         deletion::due_lots(&self.db, after, limit, now).await
     }
 
@@ -119,7 +114,7 @@ impl SweepJobs for SqlSweepStore {
         lease: &Lease,
         order: &BatchOrder,
         now: DateTime<Utc>,
-    ) -> Result<BatchOutcome, SweepJobError> {
+    ) -> Result<Vec<LotOutcome>, SweepJobError> {
         deletion::delete_batch(&self.db, lease, order, now).await
     }
 

@@ -2,8 +2,9 @@ use sea_orm::EntityTrait;
 use service_kit::both_databases;
 
 use super::*;
-use crate::app::sweep::{BatchOrder, BatchOutcome, SweepJobs};
+use crate::app::sweep::{BatchOrder, LotOrder, LotOutcome, SweepJobs};
 use crate::domain::sweep::{LotBlock, PlanState};
+use crate::storage::sweep::codes::Coded;
 use crate::storage::sweep::entities::receipts;
 
 /// A house whose only lot may be deleted at D.
@@ -21,7 +22,43 @@ pub(super) async fn ready(db: TestDatabase, keys: &[&str], batch: u32) -> House 
 pub(super) async fn order(house: &House, slack: TimeDelta) -> BatchOrder {
     let plan_id = house.plan().await.plan.plan_id;
     let delete_at = from_micros(house.lot_row("agy_1").await.delete_at);
-    BatchOrder { plan_id, agency_id: "agy_1".into(), delete_at, slack, limit: 100 }
+    BatchOrder { plan_id, lots: vec![LotOrder { agency_id: "agy_1".into(), delete_at, slack }], limit: 100 }
+}
+
+/// Deletes the next batch of the only lot of an order.
+pub(super) async fn delete(house: &House, order: &BatchOrder, now: DateTime<Utc>) -> LotOutcome {
+    let mut outcomes = house.store.delete_batch(&house.lease().await, order, now).await.unwrap();
+    assert_eq!(outcomes.len(), 1);
+    outcomes.pop().unwrap()
+}
+
+/// Two keys of each of these agencies, and then some of a last one, whose lots may all be deleted at D.
+async fn several(db: TestDatabase, agencies: &[&str], last: &str, keys_of_last: usize, batch: u32) -> House {
+    let house = House::with(db, small_batches(batch)).await;
+    for agency in agencies {
+        for number in 1..=2 {
+            house.key_of(&format!("key_{number}_{agency}"), agency, None, None).await;
+        }
+    }
+    for number in 1..=keys_of_last {
+        house.key_of(&format!("key_{number}_{last}"), last, Some("loc_1"), None).await;
+    }
+    house.tick_at(plan_time()).await;
+    for agency in agencies.iter().chain([&last]) {
+        let plan_id = house.plan().await.plan.plan_id;
+        let rows = Stage::ALL.map(|stage| receipts::ActiveModel {
+            plan_id: Set(plan_id.clone()),
+            agency_id: Set((*agency).to_owned()),
+            stage: Set(stage.code()),
+            delivered_at: Set(to_micros(d() - stage.lead())),
+            acknowledged_at: Set(to_micros(d() - stage.lead())),
+            in_app_count: Set(1),
+            emails_accepted: Set(1),
+        });
+        receipts::Entity::insert_many(rows).exec_without_returning(&house.db).await.unwrap();
+    }
+    house.clock.advance_to(d());
+    house
 }
 
 both_databases! {
@@ -71,19 +108,76 @@ both_databases! {
     async fn after_a_crash_between_batches_the_next_activation_continues(db: TestDatabase) {
         let house = ready(db, &["key_1", "key_2", "key_3", "key_4", "key_5"], 2).await;
         let order = BatchOrder { limit: 2, ..order(&house, TimeDelta::zero()).await };
-        let done = house.store.delete_batch(&house.lease().await, &order, d()).await.unwrap();
-        assert_eq!(done, BatchOutcome::Done { deleted: 2, kept: 0, closed: false });
+        let done = delete(&house, &order, d()).await;
+        assert_eq!(done, LotOutcome::Done { deleted: 2, kept: 0, closed: false });
         // The process dies here; another one comes up.
         let tick = house.another_sweeper().tick(d()).await.unwrap();
         assert_eq!((tick.keys_deleted, tick.lots_executed), (3, 1));
         assert_eq!(house.plan().await.counts, counted(0, 0, 5, 0));
     }
 
+    /// One lot's gate is shut, one key of another was used, and the last lot has more than fits.
+    async fn several_lots_go_in_one_batch_each_by_its_own_gate(db: TestDatabase) {
+        let house = several(db, &["agy_1", "agy_2", "agy_3"], "agy_4", 4, 100).await;
+        let plan_id = house.plan().await.plan.plan_id;
+        let lot = |agency: &str| LotOrder { agency_id: agency.into(), delete_at: d(), slack: TimeDelta::zero() };
+        let lots = ["agy_1", "agy_2", "agy_3", "agy_4"].map(lot).to_vec();
+        let order = BatchOrder { plan_id: plan_id.clone(), lots, limit: 6 };
+        house.set("key_1_agy_3", api_keys::Column::LastUsedAt, to_micros(idle() + TICK)).await;
+        let shut = receipts::Entity::delete_many()
+            .filter(receipts::Column::AgencyId.eq("agy_2"))
+            .filter(receipts::Column::Stage.eq(Stage::D7.code()));
+        shut.exec(&house.db).await.unwrap();
+
+        let done = house.store.delete_batch(&house.lease().await, &order, d()).await.unwrap();
+        assert_eq!(done, [
+            LotOutcome::Done { deleted: 2, kept: 0, closed: true },
+            LotOutcome::Blocked(vec![LotBlock::ReceiptMissing(Stage::D7)]),
+            LotOutcome::Done { deleted: 1, kept: 1, closed: true },
+            LotOutcome::Done { deleted: 2, kept: 0, closed: false },
+        ]);
+        for (key, state) in [
+            ("key_1_agy_1", 3), ("key_2_agy_1", 3), ("key_1_agy_2", 1), ("key_2_agy_2", 1), ("key_1_agy_3", 1), ("key_2_agy_3", 3),
+            ("key_1_agy_4", 3), ("key_2_agy_4", 3), ("key_3_agy_4", 1), ("key_4_agy_4", 1),
+        ] {
+            assert_eq!(house.key_state(key).await, state, "{key}");
+        }
+        let rest = BatchOrder { lots: vec![lot("agy_4")], ..order };
+        assert_eq!(delete(&house, &rest, d()).await, LotOutcome::Done { deleted: 2, kept: 0, closed: true });
+        assert_eq!(house.plan().await.counts, counted(2, 1, 7, 0));
+        assert_eq!(house.event_names().await[3..], ["entry_rescued", "lot_executed", "lot_executed", "lot_executed"]);
+        assert_eq!(house.audited().await.iter().filter(|action| *action == "key.deleted").count(), 7);
+    }
+
+    /// Whatever a batch takes: whole lots, the end of one, parts of a large one.
+    async fn every_lot_is_closed_once_however_batches_cut_them(db: TestDatabase) {
+        let house = several(db, &["agy_1", "agy_2", "agy_3", "agy_4"], "agy_5", 7, 3).await;
+        let tick = house.tick_at(d()).await;
+        assert_eq!((tick.keys_deleted, tick.lots_executed, tick.plans_completed), (15, 5, 1));
+        let names = house.event_names().await;
+        assert_eq!(names.iter().filter(|name| *name == "lot_executed").count(), 5);
+        assert_eq!(house.audited().await.iter().filter(|action| *action == "key.deleted").count(), 15);
+    }
+
+    async fn after_a_crash_between_batches_of_several_lots_nothing_is_done_twice(db: TestDatabase) {
+        let house = several(db, &["agy_1", "agy_2"], "agy_3", 3, 4).await;
+        let plan_id = house.plan().await.plan.plan_id;
+        let lot = |agency: &str| LotOrder { agency_id: agency.into(), delete_at: d(), slack: TimeDelta::zero() };
+        let order = BatchOrder { plan_id, lots: vec![lot("agy_1"), lot("agy_2")], limit: 3 };
+        let done = house.store.delete_batch(&house.lease().await, &order, d()).await.unwrap();
+        assert!(matches!(done[1], LotOutcome::Done { deleted: 1, kept: 0, closed: false }), "{done:?}");
+        // The process dies here; another one comes up.
+        let tick = house.another_sweeper().tick(d()).await.unwrap();
+        assert_eq!((tick.keys_deleted, tick.lots_executed, tick.plans_completed), (4, 2, 1));
+        assert_eq!(house.plan().await.counts, counted(0, 0, 7, 0));
+        assert_eq!(house.audited().await.iter().filter(|action| *action == "key.deleted").count(), 7);
+    }
+
     async fn a_key_used_without_its_rescue_survives(db: TestDatabase) {
         let house = ready(db, &["key_1", "key_2", "key_3"], 100).await;
         house.set("key_2", api_keys::Column::LastUsedAt, to_micros(idle() + TICK)).await;
-        let done = house.store.delete_batch(&house.lease().await, &order(&house, TimeDelta::zero()).await, d()).await.unwrap();
-        assert_eq!(done, BatchOutcome::Done { deleted: 2, kept: 1, closed: true });
+        let done = delete(&house, &order(&house, TimeDelta::zero()).await, d()).await;
+        assert_eq!(done, LotOutcome::Done { deleted: 2, kept: 1, closed: true });
         assert_eq!(house.key_state("key_2").await, 1);
         assert!(house.key_row("key_2").await.secret_hash.is_some());
         let entry = house.entry("key_2").await;
@@ -99,8 +193,8 @@ both_databases! {
         house.set("key_revoked", api_keys::Column::State, 2_i16).await;
         house.set("key_rotated", api_keys::Column::RevokeAt, to_micros(d())).await;
         api_keys::Entity::delete_by_id("key_gone").exec(&house.db).await.unwrap();
-        let done = house.store.delete_batch(&house.lease().await, &order(&house, TimeDelta::zero()).await, d()).await.unwrap();
-        assert_eq!(done, BatchOutcome::Done { deleted: 1, kept: 4, closed: true });
+        let done = delete(&house, &order(&house, TimeDelta::zero()).await, d()).await;
+        assert_eq!(done, LotOutcome::Done { deleted: 1, kept: 4, closed: true });
         for (id, state, cause) in [
             ("key_edge", DELETED, None), ("key_moved", SPARED, None), ("key_revoked", RESCUED, Some(2)),
             ("key_rotated", RESCUED, Some(3)), ("key_gone", RESCUED, Some(2)),
@@ -116,8 +210,8 @@ both_databases! {
         let hour = TimeDelta::hours(1);
         house.set("key_1", api_keys::Column::LastUsedAt, to_micros(idle() - hour + TICK)).await;
         house.set("key_2", api_keys::Column::LastUsedAt, to_micros(idle() - hour)).await;
-        let done = house.store.delete_batch(&house.lease().await, &order(&house, hour).await, d()).await.unwrap();
-        assert_eq!(done, BatchOutcome::Done { deleted: 1, kept: 1, closed: true });
+        let done = delete(&house, &order(&house, hour).await, d()).await;
+        assert_eq!(done, LotOutcome::Done { deleted: 1, kept: 1, closed: true });
         assert_eq!((house.key_state("key_1").await, house.entry_state("key_1").await), (1, SPARED));
         assert_eq!(house.key_state("key_2").await, 3);
     }
@@ -138,15 +232,16 @@ both_databases! {
     async fn a_batch_asks_the_gate_again(db: TestDatabase) {
         let house = ready(db, &["key_1"], 100).await;
         let order = order(&house, TimeDelta::zero()).await;
-        let early = house.store.delete_batch(&house.lease().await, &order, d() - TICK).await.unwrap();
-        assert_eq!(early, BatchOutcome::Blocked(vec![LotBlock::NotYet { delete_at: d() }]));
+        let early = delete(&house, &order, d() - TICK).await;
+        assert_eq!(early, LotOutcome::Blocked(vec![LotBlock::NotYet { delete_at: d() }]));
         let late = d() + TimeDelta::days(14);
-        assert!(matches!(house.store.delete_batch(&house.lease().await, &order, late + TICK).await.unwrap(), BatchOutcome::Blocked(_)));
-        let moved = BatchOrder { delete_at: d() - TimeDelta::hours(1), ..order.clone() };
-        assert!(matches!(house.store.delete_batch(&house.lease().await, &moved, d()).await.unwrap(), BatchOutcome::Blocked(_)));
+        assert!(matches!(delete(&house, &order, late + TICK).await, LotOutcome::Blocked(_)));
+        let mut moved = order.clone();
+        moved.lots[0].delete_at = d() - TimeDelta::hours(1);
+        assert!(matches!(delete(&house, &moved, d()).await, LotOutcome::Blocked(_)));
         receipts::Entity::delete_many().filter(receipts::Column::Stage.eq(3)).exec(&house.db).await.unwrap();
-        let unreceipted = house.store.delete_batch(&house.lease().await, &order, d()).await.unwrap();
-        assert_eq!(unreceipted, BatchOutcome::Blocked(vec![LotBlock::ReceiptMissing(Stage::D1)]));
+        let unreceipted = delete(&house, &order, d()).await;
+        assert_eq!(unreceipted, LotOutcome::Blocked(vec![LotBlock::ReceiptMissing(Stage::D1)]));
         assert_eq!(house.key_state("key_1").await, 1);
     }
 

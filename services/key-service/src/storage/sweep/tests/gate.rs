@@ -1,9 +1,9 @@
 use sea_orm::ConnectionTrait;
 use service_kit::both_databases;
 
-use super::deleting::{order, ready};
+use super::deleting::ready;
 use super::*;
-use crate::app::sweep::BatchOrder;
+use crate::app::sweep::LotOrder;
 use crate::storage::sweep::codes::Coded;
 use crate::storage::sweep::deletion::{Stretch, delete_keys};
 use crate::storage::sweep::gate::{About, Condition, conditions};
@@ -29,17 +29,21 @@ fn mishaps() -> Vec<Mishaps> {
                 format!("{key} created_at = {}, last_used_at = {}", idle + 1, idle - 1),
             ],
         ),
-        (About::Key, "of the batch", vec![format!("{key} id = 'key_15'; {entry} key_id = 'key_15'")]),
-        (About::Entry, "of the plan", vec![format!("{entry} plan_id = 'plan_2'")]),
-        (About::Entry, "of the lot", vec![format!("{key} agency_id = 'agy_2'; {entry} agency_id = 'agy_2'")]),
-        (About::Entry, "of the key", vec![format!("{entry} key_id = 'key_2'")]),
-        (About::Entry, "planned", [RESCUED, DELETED, SPARED].map(|state| format!("{entry} state = {state}")).to_vec()),
-        (About::Entry, "same agency", vec![format!("{key} agency_id = 'agy_2'")]),
+        (About::Key, "of the entry", vec![format!("{entry} key_id = 'key_2'")]),
+        (About::Key, "same agency", vec![format!("{key} agency_id = 'agy_2'")]),
         (
-            About::Entry,
+            About::Key,
             "same location",
             vec![format!("{key} location_id = 'loc_2'"), format!("{key} location_id = NULL")],
         ),
+        (About::Entry, "of the plan", vec![format!("{entry} plan_id = 'plan_2'")]),
+        (About::Entry, "of the lot", vec![format!("{key} agency_id = 'agy_2'; {entry} agency_id = 'agy_2'")]),
+        (
+            About::Entry,
+            "of the batch",
+            ["key_0", "key_3"].map(|other| format!("{key} id = '{other}'; {entry} key_id = '{other}'")).to_vec(),
+        ),
+        (About::Entry, "planned", [RESCUED, DELETED, SPARED].map(|state| format!("{entry} state = {state}")).to_vec()),
         (About::Lot, "of the plan", vec![format!("{lot} plan_id = 'plan_2'; {receipts} plan_id = 'plan_2'")]),
         (About::Lot, "of the agency", vec![format!("{lot} agency_id = 'agy_2'; {receipts} agency_id = 'agy_2'")]),
         (About::Lot, "open", [2, 3, 4, 5].map(|state| format!("{lot} state = {state}")).to_vec()),
@@ -67,12 +71,13 @@ fn mishaps() -> Vec<Mishaps> {
 }
 
 /// How many keys the deletion takes under these conditions once `mishap` was executed; the database stays as it is.
-async fn deletes(house: &House, order: &BatchOrder, mishap: &str, under: impl FnOnce(&str) -> Vec<Condition>) -> usize {
+async fn deletes(house: &House, slack: TimeDelta, mishap: &str, conditions: Vec<Condition>) -> usize {
+    let plan_id = house.plan().await.plan.plan_id;
+    let lot = LotOrder { agency_id: "agy_1".into(), delete_at: d(), slack };
     let tx = begin_write(&house.db).await.unwrap();
     tx.execute_unprepared(mishap).await.unwrap();
-    // A key between these two is outside the batch and inside its bounds.
-    let stretch = Stretch { order, key_ids: vec!["key_1", "key_2"] };
-    let deleted = delete_keys(&tx, &stretch, under, d()).await.unwrap();
+    let stretch = Stretch { lot: &lot, first_key: "key_1", last_key: "key_2" };
+    let deleted = delete_keys(&tx, &plan_id, &[stretch], conditions, d()).await.unwrap();
     tx.rollback().await.unwrap();
     deleted.len()
 }
@@ -82,23 +87,23 @@ both_databases! {
     /// lost or bent unnoticed.
     async fn each_condition_of_the_deletion_alone_keeps_a_key(db: TestDatabase) {
         let house = ready(db, &["key_1"], 100).await;
-        let order = order(&house, TimeDelta::zero()).await;
-        assert_eq!(deletes(&house, &order, "", conditions).await, 1);
+        let zero = TimeDelta::zero();
+        assert_eq!(deletes(&house, zero, "", conditions()).await, 1);
         let last = format!("UPDATE sweep_lots SET last_delete_at = {}", to_micros(d()));
-        assert_eq!(deletes(&house, &order, &last, conditions).await, 1, "at the last instant");
+        assert_eq!(deletes(&house, zero, &last, conditions()).await, 1, "at the last instant");
 
         let known: Vec<_> = mishaps().into_iter().map(|(about, name, _)| (about, name)).collect();
-        let asked: Vec<_> = conditions("").into_iter().map(|condition| (condition.about, condition.name)).collect();
+        let asked: Vec<_> = conditions().into_iter().map(|condition| (condition.about, condition.name)).collect();
         assert_eq!(known, asked, "the statement has conditions that no test knows, or has lost some");
         for (about, name, mishaps) in mishaps() {
-            let without = |places: &str| {
-                let left = conditions(places).into_iter();
+            let without = || {
+                let left = conditions().into_iter();
                 left.filter(|condition| (condition.about, condition.name) != (about, name)).collect()
             };
             for mishap in mishaps {
                 let of = format!("{about:?} {name:?} after {mishap}");
-                assert_eq!(deletes(&house, &order, &mishap, conditions).await, 0, "a key went: {of}");
-                assert_eq!(deletes(&house, &order, &mishap, without).await, 1, "another one kept it: {of}");
+                assert_eq!(deletes(&house, zero, &mishap, conditions()).await, 0, "a key went: {of}");
+                assert_eq!(deletes(&house, zero, &mishap, without()).await, 1, "another one kept it: {of}");
             }
         }
     }
@@ -113,9 +118,8 @@ both_databases! {
             (-hour, idle(), 1),
             (-hour, idle() + TICK, 0),
         ] {
-            let order = order(&house, slack).await;
             let used = format!("UPDATE api_keys SET last_used_at = {}", to_micros(last_use));
-            assert_eq!(deletes(&house, &order, &used, conditions).await, deleted, "{slack}, {last_use}");
+            assert_eq!(deletes(&house, slack, &used, conditions()).await, deleted, "{slack}, {last_use}");
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::super::lease::begin;
 use super::*;
 use crate::app::sweep::{
-    BatchOrder, BatchOutcome, LeaseAnswer, PlanDraft, SweepJobError, SweepJobs, SweepLease, SweepStanding,
+    BatchOrder, LeaseAnswer, LotOrder, LotOutcome, PlanDraft, SweepJobError, SweepJobs, SweepLease, SweepStanding,
 };
 use crate::storage::sweep::entities::{plans, receipts};
 
@@ -152,10 +152,10 @@ both_databases! {
         let rescue = async |lease: &Lease| house.store.rescue_ineligible(lease, &plan, None, d()).await;
         assert_eq!(only_the_holder(&house, "rescue_ineligible", rescue).await.rescued, 1);
         let zero = TimeDelta::zero();
-        let order =
-            BatchOrder { plan_id: plan.plan_id.clone(), agency_id: "agy_1".into(), delete_at: d(), slack: zero, limit: 9 };
+        let lots = vec![LotOrder { agency_id: "agy_1".into(), delete_at: d(), slack: zero }];
+        let order = BatchOrder { plan_id: plan.plan_id.clone(), lots, limit: 9 };
         let done = only_the_holder(&house, "delete_batch", async |lease| house.store.delete_batch(lease, &order, d()).await).await;
-        assert_eq!(done, BatchOutcome::Done { deleted: 1, kept: 0, closed: true });
+        assert_eq!(done, [LotOutcome::Done { deleted: 1, kept: 0, closed: true }]);
         let complete = async |lease: &Lease| house.store.complete_plan(lease, &plan.plan_id, d()).await;
         assert!(only_the_holder(&house, "complete_plan", complete).await);
     }
