@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
-    QuerySelect,
+    QuerySelect, TransactionTrait,
 };
 use serde_json::json;
 use service_kit::time::to_micros;
@@ -48,18 +48,21 @@ pub(super) async fn make(
         tx.rollback().await?;
         return Ok(None);
     }
-    let (listed, lots, active) = measure(&tx, draft.idle_since).await?;
-    plan.active_key_count = active;
+    plan.active_key_count = active_keys(&tx).await?;
+    // Written first and counted then: the keys are read once. Above the breaker, what was written is undone.
+    let trial = tx.begin().await?;
+    write(&trial, &mut plan).await?;
     let count = |number: i64| u64::try_from(number).unwrap_or(0);
     let mut journal = Journal::of_sweep(now);
-    if draft.breaker.trips(count(listed), count(active)) {
-        plan.entry_count = listed;
-        plan.lot_count = lots;
+    if draft.breaker.trips(count(plan.entry_count), count(plan.active_key_count)) {
+        trial.rollback().await?;
+        let (listed, active) = (plan.entry_count, plan.active_key_count);
         plan.state_reason =
             format!("{listed} of {active} active keys would be deleted: waits for an operator to confirm or cancel");
         let detail = json!({ "entry_count": listed, "active_key_count": active });
         journal.plan("plan.stopped", &plan.plan_id, &plan.state_reason, detail);
     } else {
+        trial.commit().await?;
         publish(&tx, &mut plan, &mut journal, now).await?;
     }
     save(&tx, &plan).await?;
@@ -85,6 +88,7 @@ pub(super) async fn publish_confirmed(
     }
     plan.idle_since = idle_since;
     let mut journal = Journal::of_sweep(now);
+    write(&tx, &mut plan).await?;
     publish(&tx, &mut plan, &mut journal, now).await?;
     save(&tx, &plan).await?;
     journal.write(&tx).await?;
@@ -120,26 +124,16 @@ fn listed() -> String {
     )
 }
 
-/// Keys that would be listed, their agencies, and all ACTIVE keys.
-async fn measure(tx: &DatabaseTransaction, idle_since: DateTime<Utc>) -> Result<(i64, i64, i64), StorageError> {
-    let cutoff = vec![to_micros(idle_since).into()];
-    let sql =
-        format!("SELECT COUNT(*) AS keys, COUNT(DISTINCT k.agency_id) AS agencies FROM api_keys k WHERE {}", listed());
-    let row = tx.query_one_raw(statement(tx, sql, cutoff)).await?;
-    let row = row.ok_or_else(|| StorageError::Internal("a count has no row".to_owned()))?;
+/// All ACTIVE keys.
+async fn active_keys(tx: &DatabaseTransaction) -> Result<i64, StorageError> {
     let sql = "SELECT COUNT(*) AS keys FROM api_keys k WHERE k.state = 1";
-    let active = tx.query_one_raw(statement(tx, sql, Vec::new())).await?;
-    let active = active.ok_or_else(|| StorageError::Internal("a count has no row".to_owned()))?;
-    Ok((row.try_get("", "keys")?, row.try_get("", "agencies")?, active.try_get("", "keys")?))
+    let row = tx.query_one_raw(statement(tx, sql, Vec::new())).await?;
+    let row = row.ok_or_else(|| StorageError::Internal("a count has no row".to_owned()))?;
+    Ok(row.try_get("", "keys")?)
 }
 
-/// Writes entries and lots and names them to the subscribers; sets what of the plan follows from it.
-async fn publish(
-    tx: &DatabaseTransaction,
-    plan: &mut Plan,
-    journal: &mut Journal,
-    now: DateTime<Utc>,
-) -> Result<(), StorageError> {
+/// Writes entries and lots, and counts them.
+async fn write(tx: &DatabaseTransaction, plan: &mut Plan) -> Result<(), StorageError> {
     let sql = format!(
         "INSERT INTO sweep_entries (plan_id, agency_id, key_id, location_id, display_name, display_prefix, created_at, last_used_at, state) \
          SELECT CAST($2 AS TEXT), k.agency_id, k.id, k.location_id, k.display_name, k.display_prefix, k.created_at, k.last_used_at, 1 \
@@ -155,20 +149,30 @@ async fn publish(
     let values =
         vec![plan.plan_id.as_str().into(), to_micros(plan.delete_at).into(), to_micros(plan.last_delete_at).into()];
     let lots = tx.execute_raw(statement(tx, sql, values)).await?.rows_affected();
+    plan.entry_count = i64::try_from(entries).unwrap_or(i64::MAX);
+    plan.lot_count = i64::try_from(lots).unwrap_or(i64::MAX);
+    Ok(())
+}
 
+/// Names entries and lots, which are written, to the subscribers; sets what of the plan follows from it.
+async fn publish(
+    tx: &DatabaseTransaction,
+    plan: &mut Plan,
+    journal: &mut Journal,
+    now: DateTime<Utc>,
+) -> Result<(), StorageError> {
     plan.state = PlanState::Open;
     plan.state_reason = String::new();
     plan.published_at = Some(now);
-    plan.entry_count = i64::try_from(entries).unwrap_or(i64::MAX);
-    plan.lot_count = i64::try_from(lots).unwrap_or(i64::MAX);
 
-    // The database plans its reads of what was just written by what it knows of it.
+    // The database plans its reads of what was just written by what it knows of it: of the columns that are asked for.
     if tx.get_database_backend() == DbBackend::Postgres {
-        tx.execute_unprepared("ANALYZE sweep_entries, sweep_lots").await?;
+        let sql = "ANALYZE sweep_entries (plan_id, agency_id, key_id, state), sweep_lots (plan_id, agency_id, state, delete_at)";
+        tx.execute_unprepared(sql).await?;
     }
 
     journal.event(&plan.plan_id, EventPayload::published(plan));
-    for range in chunks(tx, &plan.plan_id).await? {
+    for range in chunks(tx, plan).await? {
         journal.event(&plan.plan_id, EventPayload::PlanEntries(range));
     }
     journal.event(&plan.plan_id, EventPayload::PlanSealed { entry_count: plan.entry_count, lot_count: plan.lot_count });
@@ -183,14 +187,17 @@ async fn publish(
 }
 
 /// The first and last entry of each chunk, in the order of (agency, key): two rows a chunk.
-async fn chunks(tx: &DatabaseTransaction, plan_id: &str) -> Result<Vec<KeyRange>, StorageError> {
+async fn chunks(tx: &DatabaseTransaction, plan: &Plan) -> Result<Vec<KeyRange>, StorageError> {
+    // The total is a parameter: counted beside the places, it would have the database keep all rows before it gives the first.
     let sql = "SELECT agency_id, key_id, place FROM (SELECT agency_id, key_id, \
-               ROW_NUMBER() OVER (ORDER BY agency_id, key_id) AS place, COUNT(*) OVER () AS total \
-               FROM sweep_entries WHERE plan_id = $1) AS numbered \
-               WHERE place % $2 IN (0, 1) OR place = total ORDER BY place";
+               ROW_NUMBER() OVER (ORDER BY agency_id, key_id) AS place FROM sweep_entries WHERE plan_id = $1) AS numbered \
+               WHERE place % $2 IN (0, 1) OR place = $3 ORDER BY place";
     let size = i64::from(CHUNK_ENTRIES);
     let mut ranges: Vec<KeyRange> = Vec::new();
-    for row in tx.query_all_raw(statement(tx, sql, vec![plan_id.into(), size.into()])).await? {
+    for row in tx
+        .query_all_raw(statement(tx, sql, vec![plan.plan_id.as_str().into(), size.into(), plan.entry_count.into()]))
+        .await?
+    {
         let place: i64 = row.try_get("", "place")?;
         let at: (String, String) = (row.try_get("", "agency_id")?, row.try_get("", "key_id")?);
         match ranges.last_mut() {
