@@ -2,8 +2,11 @@
 
 use async_trait::async_trait;
 use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Statement,
+};
 use service_kit::notify::notify;
+use service_kit::rows::{Column, Rows};
 use service_kit::time::{from_micros, to_micros};
 
 use super::changes::KEY_CHANGES;
@@ -14,8 +17,12 @@ use crate::domain::audit::{AuditEvent, CHANGES_OF_VERIFICATION, ChainHead, NewAu
 
 /// The one row of `audit_head`.
 const HEAD_ID: i16 = 1;
-/// Eleven columns a row: 1,000 rows stay below the 32,766 variables of a SQLite statement.
+/// Rows of one INSERT: many enough that the statement costs nothing, few enough that they take little memory.
 const INSERT_ROWS: usize = 1_000;
+
+/// Every column, in the order of [`rows`].
+const COLUMNS: &str =
+    "sequence, occurred_at, actor, action, agency_id, key_id, plan_id, reason, request_id, detail, hash";
 
 /// Appends events to the chain, in the given order, within the caller's transaction. Locks the chain's head until the
 /// transaction ends, so it comes after all locks on keys and entries.
@@ -27,12 +34,13 @@ pub async fn append(tx: &DatabaseTransaction, events: Vec<NewAuditEvent>) -> Res
     let stored = audit_head::Entity::find_by_id(HEAD_ID).lock_exclusive().one(tx).await?;
     let mut head = chain_head(stored)?;
     let before = head.sequence;
-    let mut rows = events.into_iter().map(|event| to_row(head.append(event)).into_active_model()).peekable();
-    while rows.peek().is_some() {
-        let chunk: Vec<_> = rows.by_ref().take(INSERT_ROWS).collect();
-        audit_events::Entity::insert_many(chunk).exec_without_returning(tx).await?;
+    let placed: Vec<AuditEvent> = events.into_iter().map(|event| head.append(event)).collect();
+    let backend = tx.get_database_backend();
+    for chunk in placed.chunks(INSERT_ROWS) {
+        let (relation, values) = rows(chunk).relation(backend, 1);
+        let sql = format!("INSERT INTO audit_events ({COLUMNS}) SELECT {COLUMNS} FROM {relation}");
+        tx.execute_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
     }
-    drop(rows);
     if concerns_verification {
         notify(tx, KEY_CHANGES).await?;
     }
@@ -57,20 +65,21 @@ fn chain_head(stored: Option<audit_head::Model>) -> Result<ChainHead, StorageErr
     Ok(ChainHead { sequence: stored.sequence, hash })
 }
 
-fn to_row(event: AuditEvent) -> audit_events::Model {
-    audit_events::Model {
-        sequence: event.sequence,
-        occurred_at: to_micros(event.occurred_at),
-        actor: event.actor,
-        action: event.action,
-        agency_id: event.agency_id,
-        key_id: event.key_id,
-        plan_id: event.plan_id,
-        reason: event.reason,
-        request_id: event.request_id,
-        detail: event.detail,
-        hash: event.hash.to_vec(),
-    }
+/// Events as the columns of their table.
+fn rows(events: &[AuditEvent]) -> Rows {
+    let text = |of: fn(&AuditEvent) -> &str| Column::Text(events.iter().map(|event| of(event).to_owned()).collect());
+    Rows::new("t")
+        .column("sequence", Column::BigInt(events.iter().map(|event| event.sequence).collect()))
+        .column("occurred_at", Column::BigInt(events.iter().map(|event| to_micros(event.occurred_at)).collect()))
+        .column("actor", text(|event| &event.actor))
+        .column("action", text(|event| &event.action))
+        .column("agency_id", text(|event| &event.agency_id))
+        .column("key_id", text(|event| &event.key_id))
+        .column("plan_id", text(|event| &event.plan_id))
+        .column("reason", text(|event| &event.reason))
+        .column("request_id", text(|event| &event.request_id))
+        .column("detail", text(|event| &event.detail))
+        .column("hash", Column::Bytes(events.iter().map(|event| event.hash.to_vec()).collect()))
 }
 
 /// An event as stored. A hash of another length than 32 bytes was tampered with: it reads as zeros and breaks the chain.
