@@ -4,13 +4,14 @@
 use sea_orm::sea_query::ArrayType;
 use sea_orm::{DbBackend, Value};
 
+/// Stands for NULL in an array, whose elements are never NULL here. No instant and no count is as low.
+const NULL: i64 = i64::MIN;
+
 /// The values of one column, in the order of the rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Column {
     /// Texts.
     Text(Vec<String>),
-    /// Texts, or NULL.
-    MaybeText(Vec<Option<String>>),
     /// Numbers of up to 64 bits.
     BigInt(Vec<i64>),
     /// Numbers of up to 64 bits, or NULL.
@@ -25,10 +26,18 @@ impl Column {
     /// The type's name in PostgreSQL.
     fn type_name(&self) -> &'static str {
         match self {
-            Self::Text(_) | Self::MaybeText(_) => "text",
+            Self::Text(_) => "text",
             Self::BigInt(_) | Self::MaybeBigInt(_) => "bigint",
             Self::SmallInt(_) => "smallint",
             Self::Bytes(_) => "bytea",
+        }
+    }
+
+    /// The column as PostgreSQL selects it from the array.
+    fn selected(&self, name: &str) -> String {
+        match self {
+            Self::MaybeBigInt(_) => format!("NULLIF({name}, '{NULL}') AS {name}"),
+            Self::Text(_) | Self::BigInt(_) | Self::SmallInt(_) | Self::Bytes(_) => name.to_owned(),
         }
     }
 
@@ -38,9 +47,10 @@ impl Column {
         }
         match self {
             Self::Text(values) => array(ArrayType::String, values),
-            Self::MaybeText(values) => array(ArrayType::String, values),
             Self::BigInt(values) => array(ArrayType::BigInt, values),
-            Self::MaybeBigInt(values) => array(ArrayType::BigInt, values),
+            Self::MaybeBigInt(values) => {
+                array(ArrayType::BigInt, values.into_iter().map(|value| value.unwrap_or(NULL)).collect())
+            }
             Self::SmallInt(values) => array(ArrayType::SmallInt, values),
             Self::Bytes(values) => array(ArrayType::Bytes, values),
         }
@@ -53,7 +63,6 @@ impl Column {
         }
         match self {
             Self::Text(values) => json(values),
-            Self::MaybeText(values) => json(values),
             Self::BigInt(values) => json(values),
             Self::MaybeBigInt(values) => json(values),
             Self::SmallInt(values) => json(values),
@@ -92,7 +101,13 @@ impl Rows {
             let arrays: Vec<_> =
                 places.map(|(place, (_, column))| format!("${place}::{}[]", column.type_name())).collect();
             let names: Vec<_> = self.columns.iter().map(|(name, _)| *name).collect();
-            let sql = format!("unnest({}) AS {alias}({})", arrays.join(", "), names.join(", "));
+            let selected: Vec<_> = self.columns.iter().map(|(name, column)| column.selected(name)).collect();
+            let sql = format!(
+                "(SELECT {} FROM unnest({}) AS given({})) AS {alias}",
+                selected.join(", "),
+                arrays.join(", "),
+                names.join(", ")
+            );
             return (sql, self.columns.into_iter().map(|(_, column)| column.into_array()).collect());
         }
         let mut selected = Vec::with_capacity(self.columns.len());
@@ -108,5 +123,55 @@ impl Rows {
         }
         let sql = format!("(SELECT {} FROM json_each(${first})) AS {alias}", selected.join(", "));
         (sql, vec![serde_json::Value::from(rows).to_string().into()])
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use sea_orm::{ConnectionTrait, Statement};
+
+    use super::*;
+    use crate::both_databases;
+    use crate::db::connect;
+
+    both_databases! {
+        async fn rows_come_as_they_were_given_in_their_order(db: TestDatabase) {
+            let db = connect(&db.config()).await.expect("connects");
+            let texts = ["", "it's \"quoted\"", "Zoë \u{1F511}\n\\"].map(str::to_owned).to_vec();
+            let bytes = vec![vec![], vec![0, 255], vec![7; 40]];
+            let rows = Rows::new("t")
+                .column("text", Column::Text(texts.clone()))
+                .column("number", Column::BigInt(vec![i64::MAX, -1, 0]))
+                .column("maybe", Column::MaybeBigInt(vec![None, Some(i64::MAX), Some(0)]))
+                .column("code", Column::SmallInt(vec![1, -2, 3]))
+                .column("bytes", Column::Bytes(bytes.clone()));
+            let (relation, values) = rows.relation(db.get_database_backend(), 2);
+            let sql = format!("SELECT t.* FROM {relation} WHERE t.number <= $1");
+            let values = [vec![i64::MAX.into()], values].concat();
+            let found = db.query_all_raw(Statement::from_sql_and_values(db.get_database_backend(), sql, values)).await.expect("rows");
+            let of = |row: &sea_orm::QueryResult| {
+                (
+                    row.try_get::<String>("", "text").expect("text"),
+                    row.try_get::<i64>("", "number").expect("number"),
+                    row.try_get::<Option<i64>>("", "maybe").expect("maybe"),
+                    row.try_get::<i16>("", "code").expect("code"),
+                    row.try_get::<Vec<u8>>("", "bytes").expect("bytes"),
+                )
+            };
+            let expected = [
+                (texts[0].clone(), i64::MAX, None, 1, bytes[0].clone()),
+                (texts[1].clone(), -1, Some(i64::MAX), -2, bytes[1].clone()),
+                (texts[2].clone(), 0, Some(0), 3, bytes[2].clone()),
+            ];
+            assert_eq!(found.iter().map(of).collect::<Vec<_>>(), expected);
+        }
+
+        async fn no_rows_are_none(db: TestDatabase) {
+            let db = connect(&db.config()).await.expect("connects");
+            let (relation, values) = Rows::new("t").column("text", Column::Text(Vec::new())).relation(db.get_database_backend(), 1);
+            let sql = format!("SELECT t.* FROM {relation}");
+            let found = db.query_all_raw(Statement::from_sql_and_values(db.get_database_backend(), sql, values)).await.expect("rows");
+            assert!(found.is_empty());
+        }
     }
 }

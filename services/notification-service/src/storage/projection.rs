@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sea_orm::prelude::*;
-use sea_orm::sea_query::{ExprTrait, OnConflict};
-use sea_orm::{ActiveValue::Set, DatabaseTransaction, QueryOrder, QuerySelect};
+use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, QueryOrder, QuerySelect, Statement};
 use service_kit::ids::IdGenerator;
+use service_kit::rows::{Column, Rows};
 use service_kit::time::to_micros;
 
 use super::announce::{self, Announcement};
@@ -184,37 +184,37 @@ impl Change<'_> {
             return Err(at.unfit("its plan is sealed"));
         }
         let mut counts: BTreeMap<AgencyId, i64> = BTreeMap::new();
-        let mut rows = Vec::with_capacity(chunk.len());
-        for entry in chunk {
+        for entry in &chunk {
             *counts.entry(entry.owner.agency_id.clone()).or_default() += 1;
-            rows.push(entry_row(at, entry));
         }
-        while !rows.is_empty() {
-            let rest = rows.split_off(rows.len().min(ROWS));
-            entries::Entity::insert_many(rows).exec_without_returning(self.tx).await.map_err(StorageError::from)?;
-            rows = rest;
+        let backend = self.tx.get_database_backend();
+        let mut chunk = chunk;
+        while !chunk.is_empty() {
+            let rest = chunk.split_off(chunk.len().min(ROWS));
+            let (relation, rows) = entry_rows(chunk).relation(backend, 2);
+            let sql = format!(
+                "INSERT INTO entries (plan_id, agency_id, key_id, location_id, display_name, display_prefix, created_at, last_used_at, idle_days) \
+                 SELECT CAST($1 AS TEXT), t.agency_id, t.key_id, t.location_id, t.display_name, t.display_prefix, t.created_at, t.last_used_at, t.idle_days \
+                 FROM {relation}"
+            );
+            let values = [vec![plan.plan_id.as_str().into()], rows].concat();
+            let insert = Statement::from_sql_and_values(backend, sql, values);
+            self.tx.execute_raw(insert).await.map_err(StorageError::from)?;
+            chunk = rest;
         }
-        let lots = counts.into_iter().map(|(agency_id, count)| lots::ActiveModel {
-            plan_id: Set(plan.plan_id.clone()),
-            agency_id: Set(agency_id.into()),
-            state: Set(LotState::Open.code()),
-            hold_reason: Set(None),
-            state_reason: Set(String::new()),
-            delete_at: Set(plan.delete_at),
-            entry_count: Set(count),
-            live_count: Set(count),
-            closed_sequence: Set(None),
-        });
-        let grown = |column: lots::Column| Expr::col((lots::Entity, column)).add(Expr::col(("excluded", column)));
-        let conflict = OnConflict::columns([lots::Column::PlanId, lots::Column::AgencyId])
-            .value(lots::Column::EntryCount, grown(lots::Column::EntryCount))
-            .value(lots::Column::LiveCount, grown(lots::Column::LiveCount))
-            .to_owned();
-        lots::Entity::insert_many(lots)
-            .on_conflict(conflict)
-            .exec_without_returning(self.tx)
-            .await
-            .map_err(StorageError::from)?;
+        let (agencies, counts) = counts.into_iter().map(|(agency_id, count)| (String::from(agency_id), count)).unzip();
+        let rows = Rows::new("t").column("agency_id", Column::Text(agencies)).column("number", Column::BigInt(counts));
+        let (relation, rows) = rows.relation(backend, 4);
+        // SQLite tells the conflict of an INSERT from the join of its SELECT by the WHERE between them.
+        let sql = format!(
+            "INSERT INTO lots (plan_id, agency_id, state, state_reason, delete_at, entry_count, live_count) \
+             SELECT CAST($1 AS TEXT), t.agency_id, CAST($2 AS SMALLINT), '', CAST($3 AS BIGINT), t.number, t.number FROM {relation} WHERE true \
+             ON CONFLICT (plan_id, agency_id) DO UPDATE SET entry_count = lots.entry_count + excluded.entry_count, \
+             live_count = lots.live_count + excluded.live_count"
+        );
+        let head = vec![plan.plan_id.as_str().into(), LotState::Open.code().into(), plan.delete_at.into()];
+        let grown = Statement::from_sql_and_values(backend, sql, [head, rows].concat());
+        self.tx.execute_raw(grown).await.map_err(StorageError::from)?;
         Ok(())
     }
 
@@ -441,19 +441,23 @@ impl Position {
     }
 }
 
-fn entry_row(at: &Position, entry: Entry) -> entries::ActiveModel {
-    entries::ActiveModel {
-        plan_id: Set(at.plan_id.as_str().to_owned()),
-        agency_id: Set(entry.owner.agency_id.into()),
-        key_id: Set(entry.key_id.into()),
-        location_id: Set(entry.owner.location_id.map(String::from).unwrap_or_default()),
-        display_name: Set(entry.display_name),
-        display_prefix: Set(entry.display_prefix),
-        created_at: Set(to_micros(entry.created_at)),
-        last_used_at: Set(entry.last_used_at.map(to_micros)),
-        idle_days: Set(entry.idle_days),
-        left_at: Set(None),
-        left_sequence: Set(None),
-        left_cause: Set(None),
+/// Entries as the columns of their table.
+fn entry_rows(chunk: Vec<Entry>) -> Rows {
+    fn all<T>(chunk: &[Entry], of: impl Fn(&Entry) -> T) -> Vec<T> {
+        chunk.iter().map(of).collect()
     }
+    Rows::new("t")
+        .column("agency_id", Column::Text(all(&chunk, |entry| entry.owner.agency_id.as_str().to_owned())))
+        .column("key_id", Column::Text(all(&chunk, |entry| entry.key_id.as_str().to_owned())))
+        .column(
+            "location_id",
+            Column::Text(all(&chunk, |entry| {
+                entry.owner.location_id.as_ref().map_or(String::new(), |id| id.as_str().to_owned())
+            })),
+        )
+        .column("created_at", Column::BigInt(all(&chunk, |entry| to_micros(entry.created_at))))
+        .column("last_used_at", Column::MaybeBigInt(all(&chunk, |entry| entry.last_used_at.map(to_micros))))
+        .column("idle_days", Column::BigInt(all(&chunk, |entry| i64::from(entry.idle_days))))
+        .column("display_name", Column::Text(all(&chunk, |entry| entry.display_name.clone())))
+        .column("display_prefix", Column::Text(all(&chunk, |entry| entry.display_prefix.clone())))
 }
