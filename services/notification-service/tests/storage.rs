@@ -147,8 +147,8 @@ const MINUTE: TimeDelta = TimeDelta::minutes(1);
 async fn dispatched(f: &Fixture, now: DateTime<Utc>) {
     f.store.apply(events(published()), now).await.expect("applied");
     assert_eq!(f.store.claim_due("me", now, now + MINUTE, 10).await.expect("claimed"), [stage()]);
-    f.store.collect(&stage(), "me", admin("usr_a")).await.expect("collected");
-    let published = f.store.publish(&stage(), "me", now).await.expect("published");
+    f.store.collect("me", vec![(stage(), admin("usr_a"))]).await.expect("collected");
+    let published = f.store.publish(&[stage()], "me", now).await.expect("published").remove(0);
     assert_eq!(published, Published::Dispatched { in_app: 1, emails: 1 });
 }
 
@@ -213,13 +213,58 @@ both_databases! {
         assert_eq!(a + b, 1);
         let owner = if a == 1 { "a" } else { "b" };
         // Both believe that it is theirs: the lease says whose it is.
-        assert!(!f.store.collect(&stage(), "me", admin("usr_z")).await.expect("passed over"), "it is another's");
-        assert!(f.store.collect(&stage(), owner, admin("usr_a")).await.expect("collected"));
-        let id = stage();
+        let collect = async |owner: &str, user: &str| f.store.collect(owner, vec![(stage(), admin(user))]).await.expect("collected");
+        assert!(collect("me", "usr_z").await.is_empty(), "it is another's");
+        assert_eq!(collect(owner, "usr_a").await, [stage()]);
+        let id = [stage()];
         let (a, b) = tokio::join!(f.store.publish(&id, "a", now), f.store.publish(&id, "b", now));
-        let outcomes = [a.expect("published"), b.expect("published")];
+        let outcomes = [a.expect("published").remove(0), b.expect("published").remove(0)];
         assert_eq!(outcomes.iter().filter(|o| matches!(o, Published::Dispatched { .. })).count(), 1, "{outcomes:?}");
         assert_eq!(InboxStore::list(&f.store, &"usr_a".into(), false, None, 10).await.expect("an inbox").notifications.len(), 1);
+    }
+
+    /// Of four lots one is another's, one has nobody to tell, and one has an admin of a location with one of its two keys.
+    async fn several_stages_are_told_at_once_each_what_is_its_own(db: TestDatabase) {
+        let f = fixture(&db).await;
+        let now = due(15);
+        let of = |agency: &str, location: &str, key: &str| {
+            let mut entry = entry(location, key);
+            entry.owner.agency_id = agency.into();
+            entry
+        };
+        let entries = vec![
+            of("agy_1", "", "key_1"), of("agy_2", "", "key_2"), of("agy_3", "", "key_3"), of("agy_4", "", "key_4"), of("agy_4", "loc_4", "key_5"),
+        ];
+        let mut payloads = published();
+        payloads.truncate(1);
+        payloads.extend([Payload::PlanEntries(entries), Payload::PlanSealed { entry_count: 5, lot_count: 4 }]);
+        f.store.apply(events(payloads), now).await.expect("applied");
+        let all = ["agy_1", "agy_2", "agy_3", "agy_4"].map(|agency| StageId { agency_id: agency.into(), ..stage() });
+        assert_eq!(f.store.claim_due("other", now, now + MINUTE, 10).await.expect("claimed").len(), 4);
+        for id in all.iter().filter(|id| id.agency_id.as_str() != "agy_2") {
+            f.store.release(id, "other").await.expect("released");
+        }
+        assert_eq!(f.store.claim_due("me", now, now + MINUTE, 10).await.expect("claimed").len(), 3);
+
+        let mut of_four = admin("usr_4");
+        let local = Reach::Locations(vec!["loc_4".into()]);
+        of_four.recipients.push(Recipient { reach: local, ..admin("usr_local").recipients.remove(0) });
+        let chunks = [admin("usr_1"), admin("usr_2"), RecipientChunk::default(), of_four];
+        let ours = f.store.collect("me", all.iter().cloned().zip(chunks).collect()).await.expect("collected");
+        assert_eq!(ours, [all[0].clone(), all[2].clone(), all[3].clone()]);
+        let published = f.store.publish(&all, "me", now).await.expect("published");
+        assert_eq!(published, [
+            Published::Dispatched { in_app: 1, emails: 1 },
+            Published::NotDue,
+            Published::Undeliverable { reason: HoldReason::NoAgencyAdmin, news: true },
+            Published::Dispatched { in_app: 2, emails: 1 },
+        ]);
+        for (user, keys) in [("usr_1", vec![1]), ("usr_2", vec![]), ("usr_4", vec![2]), ("usr_local", vec![1])] {
+            let inbox = InboxStore::list(&f.store, &user.into(), false, None, 10).await.expect("an inbox").notifications;
+            assert_eq!(inbox.iter().map(|told| told.key_count).collect::<Vec<_>>(), keys, "{user}");
+        }
+        let again = f.store.publish(&all, "me", now).await.expect("published");
+        assert!(again.iter().all(|one| *one == Published::NotDue), "{again:?}");
     }
 
     async fn the_next_stage_waits_for_what_the_receipt_brought_about(db: TestDatabase) {

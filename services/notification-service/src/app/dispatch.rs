@@ -19,8 +19,8 @@ const LEASE: TimeDelta = TimeDelta::minutes(10);
 /// Locations asked for in one call, as location-service allows.
 const LOCATIONS: u64 = 10_000;
 
-/// Parts of an answer noted at once where they have arrived: one transaction for the people of most agencies.
-const CHUNKS: usize = 8;
+/// People and names of a lot that wait in memory for those of others, to be noted with them in one transaction.
+const GATHERED: usize = 1_000;
 
 /// Why a stage was not dispatched.
 #[derive(Debug, thiserror::Error)]
@@ -68,24 +68,25 @@ impl Dispatch {
         loop {
             let claimed = self.store.claim_due(&self.owner, now, now + LEASE, CLAIM).await?;
             let last = (claimed.len() as u64) < CLAIM;
-            let results: Vec<_> = stream::iter(claimed)
-                .map(|id| async move { self.one(&id, now).await })
+            let asked: Vec<_> = stream::iter(claimed)
+                .map(|id| async move {
+                    let gathered = self.gather(&id).await;
+                    (id, gathered)
+                })
                 .buffer_unordered(CONCURRENCY)
                 .collect()
                 .await;
-            let mut failed = None;
-            for result in results {
-                match result {
-                    Ok(Published::Dispatched { in_app, emails }) => {
-                        done.stages += 1;
-                        done.in_app += in_app;
-                        done.emails += emails;
-                    }
-                    Ok(Published::Undeliverable { news, .. }) => done.undeliverable += u64::from(news),
-                    Ok(Published::NotDue) => {}
-                    Err(error) => failed = Some(error),
+            let (mut parts, mut failed) = (Vec::with_capacity(asked.len()), None);
+            for (id, gathered) in asked {
+                match gathered {
+                    Ok(Some(chunk)) => parts.push((id, chunk)),
+                    // Another replica's by now.
+                    Ok(None) => {}
+                    Err(error) => failed = Some(self.give_back(&id, error).await),
                 }
             }
+            let told = self.tell(parts, now, &mut done).await;
+            failed = told.err().or(failed);
             if done.stages > 0 {
                 self.signals.projection_changed();
             }
@@ -98,66 +99,120 @@ impl Dispatch {
         }
     }
 
-    async fn one(&self, id: &StageId, now: DateTime<Utc>) -> Result<Published, DispatchError> {
-        let result = match self.collect(id).await {
-            Ok(true) => self.store.publish(id, &self.owner, now).await.map_err(DispatchError::from),
-            Ok(false) => Ok(Published::NotDue),
-            Err(error) => Err(error),
-        };
-        match &result {
-            Ok(Published::Dispatched { in_app, emails }) => {
-                metrics::counter!(NOTIFICATIONS.name, "stage" => id.stage.name()).increment(*in_app);
-                tracing::info!(plan_id = %id.plan_id, agency_id = %id.agency_id, stage = id.stage.name(), in_app, emails, "notices dispatched");
-            }
-            Ok(Published::Undeliverable { reason, news: true }) => {
-                tracing::warn!(plan_id = %id.plan_id, agency_id = %id.agency_id, stage = id.stage.name(), reason = reason.name(), "nobody can be told");
-            }
-            Ok(Published::Undeliverable { .. } | Published::NotDue) => {}
-            Err(error) => {
-                tracing::warn!(plan_id = %id.plan_id, agency_id = %id.agency_id, stage = id.stage.name(), %error, "notices not dispatched");
-                // If this fails too, the lease runs out by itself.
-                if let Err(error) = self.store.release(id, &self.owner).await {
-                    tracing::warn!(%error, "a claimed stage could not be given back");
-                }
+    /// Tells the people of these stages, all in two transactions. If that fails, each stage by itself: one that cannot be told does not
+    /// keep others from it.
+    async fn tell(
+        &self,
+        parts: Vec<(StageId, RecipientChunk)>,
+        now: DateTime<Utc>,
+        done: &mut Dispatched,
+    ) -> Result<(), DispatchError> {
+        let each = if parts.len() > 1 { parts.clone() } else { Vec::new() };
+        let ids: Vec<StageId> = parts.iter().map(|(id, _)| id.clone()).collect();
+        let Err(error) = self.tell_at_once(parts, now, done).await else { return Ok(()) };
+        if let [only] = ids.as_slice() {
+            return Err(self.give_back(only, error.into()).await);
+        }
+        tracing::debug!(%error, "several notices could not be dispatched at once");
+        let mut failed = Ok(());
+        for (id, chunk) in each {
+            if let Err(error) = self.tell_at_once(vec![(id.clone(), chunk)], now, done).await {
+                failed = Err(self.give_back(&id, error.into()).await);
             }
         }
-        result
+        failed
     }
 
-    /// Asks who is to be told, page by page, with no transaction open. Answers whether the stage is still ours.
-    async fn collect(&self, id: &StageId) -> Result<bool, DispatchError> {
+    async fn tell_at_once(
+        &self,
+        parts: Vec<(StageId, RecipientChunk)>,
+        now: DateTime<Utc>,
+        done: &mut Dispatched,
+    ) -> Result<(), StorageError> {
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let ours = self.store.collect(&self.owner, parts).await?;
+        let published = self.store.publish(&ours, &self.owner, now).await?;
+        for (id, published) in ours.iter().zip(published) {
+            match published {
+                Published::Dispatched { in_app, emails } => {
+                    done.stages += 1;
+                    done.in_app += in_app;
+                    done.emails += emails;
+                    metrics::counter!(NOTIFICATIONS.name, "stage" => id.stage.name()).increment(in_app);
+                    tracing::info!(plan_id = %id.plan_id, agency_id = %id.agency_id, stage = id.stage.name(), in_app, emails, "notices dispatched");
+                }
+                Published::Undeliverable { reason, news } => {
+                    done.undeliverable += u64::from(news);
+                    if news {
+                        tracing::warn!(plan_id = %id.plan_id, agency_id = %id.agency_id, stage = id.stage.name(), reason = reason.name(), "nobody can be told");
+                    }
+                }
+                Published::NotDue => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a claimed stage back, for the next run.
+    async fn give_back(&self, id: &StageId, error: DispatchError) -> DispatchError {
+        tracing::warn!(plan_id = %id.plan_id, agency_id = %id.agency_id, stage = id.stage.name(), %error, "notices not dispatched");
+        // If this fails too, the lease runs out by itself.
+        if let Err(error) = self.store.release(id, &self.owner).await {
+            tracing::warn!(%error, "a claimed stage could not be given back");
+        }
+        error
+    }
+
+    /// Asks who is to be told, page by page, with no transaction open. Answers the people that are not noted yet, which are all of most
+    /// lots; none if the stage is no longer ours.
+    async fn gather(&self, id: &StageId) -> Result<Option<RecipientChunk>, DispatchError> {
         let mut locations = self.store.live_locations(id, None, LOCATIONS).await?;
         loop {
-            let last = locations.last().cloned().filter(|_| locations.len() as u64 == LOCATIONS);
-            match self.ask(id, locations).await {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
+            let next = locations.last().cloned().filter(|_| locations.len() as u64 == LOCATIONS);
+            let gathered = match self.ask(id, locations).await {
+                Ok(Some(gathered)) => gathered,
+                Ok(None) => return Ok(None),
                 // An agency that location-service does not know has nobody to tell.
-                Err(DispatchError::Peer(PeerError::NotFound(_))) => return Ok(true),
+                Err(DispatchError::Peer(PeerError::NotFound(_))) => return Ok(Some(RecipientChunk::default())),
                 Err(error) => return Err(error),
-            }
-            let Some(last) = last else { return Ok(true) };
-            locations = self.store.live_locations(id, Some(&last), LOCATIONS).await?;
+            };
+            let Some(next) = next else { return Ok(Some(gathered)) };
+            locations = self.store.live_locations(id, Some(&next), LOCATIONS).await?;
             if locations.is_empty() {
-                return Ok(true);
+                return Ok(Some(gathered));
+            }
+            // The next answer names the agency's admins again.
+            if !self.note(id, gathered).await? {
+                return Ok(None);
             }
         }
     }
 
-    async fn ask(&self, id: &StageId, locations: Vec<crate::domain::ids::LocationId>) -> Result<bool, DispatchError> {
-        let mut chunks = self.recipients.recipients(&id.agency_id, locations).await?.ready_chunks(CHUNKS);
-        while let Some(some) = chunks.next().await {
-            let mut whole = RecipientChunk::default();
-            for chunk in some {
-                let chunk = chunk?;
-                whole.agency = chunk.agency.or(whole.agency);
-                whole.recipients.extend(chunk.recipients);
-                whole.locations.extend(chunk.locations);
-            }
-            if !self.store.collect(id, &self.owner, whole).await? {
-                return Ok(false);
+    async fn ask(
+        &self,
+        id: &StageId,
+        locations: Vec<crate::domain::ids::LocationId>,
+    ) -> Result<Option<RecipientChunk>, DispatchError> {
+        let mut parts = self.recipients.recipients(&id.agency_id, locations).await?;
+        let mut gathered = RecipientChunk::default();
+        while let Some(part) = parts.next().await {
+            let part = part?;
+            gathered.agency = part.agency.or(gathered.agency);
+            gathered.recipients.extend(part.recipients);
+            gathered.locations.extend(part.locations);
+            if gathered.recipients.len() + gathered.locations.len() > GATHERED
+                && !self.note(id, std::mem::take(&mut gathered)).await?
+            {
+                return Ok(None);
             }
         }
-        Ok(true)
+        Ok(Some(gathered))
+    }
+
+    /// Notes people; false: the stage is no longer ours.
+    async fn note(&self, id: &StageId, gathered: RecipientChunk) -> Result<bool, StorageError> {
+        Ok(!self.store.collect(&self.owner, vec![(id.clone(), gathered)]).await?.is_empty())
     }
 }

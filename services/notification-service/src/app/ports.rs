@@ -156,11 +156,12 @@ pub trait DispatchStore: Send + Sync {
         after: Option<&LocationId>,
         limit: u64,
     ) -> Result<Vec<LocationId>, StorageError>;
-    /// Notes some of the people to tell, if the stage is still this owner's; answers whether it is. They are told nothing before
+    /// Notes some of the people to tell of each stage that is still this owner's; answers which are. They are told nothing before
     /// [`DispatchStore::publish`].
-    async fn collect(&self, id: &StageId, owner: &str, chunk: RecipientChunk) -> Result<bool, StorageError>;
-    /// Makes the notifications and the emails of everybody collected, at once and once.
-    async fn publish(&self, id: &StageId, owner: &str, now: DateTime<Utc>) -> Result<Published, StorageError>;
+    async fn collect(&self, owner: &str, parts: Vec<(StageId, RecipientChunk)>) -> Result<Vec<StageId>, StorageError>;
+    /// Makes the notifications and the emails of everybody collected for these stages, at once and once; the answers are in the order of
+    /// the stages.
+    async fn publish(&self, ids: &[StageId], owner: &str, now: DateTime<Utc>) -> Result<Vec<Published>, StorageError>;
     /// Gives a claimed stage back untold.
     async fn release(&self, id: &StageId, owner: &str) -> Result<(), StorageError>;
 }

@@ -1,28 +1,27 @@
 //! The dispatch of notices.
 
+use std::collections::{BTreeSet, HashMap};
+
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sea_orm::prelude::*;
-use sea_orm::sea_query::{ExprTrait, OnConflict};
+use sea_orm::sea_query::ExprTrait;
 use sea_orm::{ActiveValue::Set, Condition, DatabaseTransaction, DbErr, QueryOrder, QuerySelect};
 use service_kit::time::{from_micros, to_micros};
 
 use super::announce::live_counts;
-use super::collect::{ROWS, due, forget_collected, lease_is_over, name_locations, scope};
+use super::collect::{Collected, Known, PAGE, People, due, forget_collected, lease_is_over, scope};
 use super::entities::{deliveries, entries, lots, notice_scopes, plans, stage_recipients, stages};
 use super::outbox::{Addressee, News, Told, notify, queue};
 use super::projection::{lock_head, write_notifications};
-use super::stages::{LOOK_AGAIN, StageState, due_at, id_of, is, lock};
+use super::stages::{Key, LOOK_AGAIN, StageState, due_at, id_of, is, key_of, key_of_row, lock_all};
 use super::{Store, corrupt};
 use crate::app::ports::{DispatchStore, Published, StageId, StorageError};
 use crate::domain::delivery::DeliveryState;
 use crate::domain::ids::LocationId;
 use crate::domain::notification::Kind;
 use crate::domain::plan::{HoldReason, LotState};
-use crate::domain::recipient::{Reach, RecipientChunk};
-
-/// People handled at once.
-const PAGE: u64 = 500;
+use crate::domain::recipient::RecipientChunk;
 
 #[async_trait]
 impl DispatchStore for Store {
@@ -84,92 +83,52 @@ impl DispatchStore for Store {
         Ok(found.into_iter().map(LocationId::from).collect())
     }
 
-    async fn collect(&self, id: &StageId, owner: &str, chunk: RecipientChunk) -> Result<bool, StorageError> {
+    async fn collect(&self, owner: &str, parts: Vec<(StageId, RecipientChunk)>) -> Result<Vec<StageId>, StorageError> {
         let tx = self.begin().await?;
-        let Some(row) = lock(&tx, id).await? else { return Err(corrupt("stage")) };
-        // Another replica collects anew: what this one has heard may be out of date.
-        if row.lease_owner.as_deref() != Some(owner) {
-            return Ok(false);
-        }
-        let first_time = row.state == StageState::Waiting.code();
-        if let Some(agency) = chunk.agency.filter(|_| first_time) {
-            let mut named: stages::ActiveModel = row.into();
-            named.agency_name = Set(agency.name);
-            named.agency_time_zone = Set(agency.time_zone);
-            named.update(&tx).await?;
-        }
-        name_locations(&tx, id, chunk.locations).await?;
-        let (mut people, mut scopes) = (Vec::new(), Vec::new());
-        for one in chunk.recipients {
-            let agency_admin = one.reach == Reach::WholeLot;
-            let user_id = String::from(one.user_id);
-            match one.reach {
-                Reach::WholeLot if first_time => scopes.push(scope(id, String::new(), user_id.clone())),
-                Reach::Locations(locations) if first_time => {
-                    scopes.extend(locations.into_iter().map(|location| scope(id, location.into(), user_id.clone())));
-                }
-                // A stage that is dispatched already looks for new agency admins alone.
-                Reach::WholeLot => {}
-                Reach::Locations(_) => continue,
+        let keys: BTreeSet<Key> = parts.iter().map(|(id, _)| key_of(id)).collect();
+        let rows: HashMap<Key, stages::Model> =
+            lock_all(&tx, &keys).await?.into_iter().map(|row| (key_of_row(&row), row)).collect();
+        let (mut ours, mut collected) = (Vec::with_capacity(parts.len()), Collected::default());
+        for (id, chunk) in parts {
+            // Where another replica collects anew, what this one has heard may be out of date.
+            let row = rows.get(&key_of(&id)).filter(|row| row.lease_owner.as_deref() == Some(owner));
+            if let Some(row) = row {
+                collected.add(&id, row.state == StageState::Waiting.code(), chunk);
+                ours.push(id);
             }
-            people.push(stage_recipients::ActiveModel {
-                plan_id: Set(id.plan_id.as_str().to_owned()),
-                agency_id: Set(id.agency_id.as_str().to_owned()),
-                stage: Set(id.stage.code()),
-                user_id: Set(user_id),
-                email: Set(if agency_admin && id.stage.by_email() { one.email } else { String::new() }),
-                first_name: Set(one.first_name),
-                last_name: Set(one.last_name),
-                agency_admin: Set(agency_admin),
-            });
         }
-        let latest = OnConflict::columns([
-            stage_recipients::Column::PlanId,
-            stage_recipients::Column::AgencyId,
-            stage_recipients::Column::Stage,
-            stage_recipients::Column::UserId,
-        ])
-        .update_column(stage_recipients::Column::Email)
-        .to_owned();
-        while !people.is_empty() {
-            let rest = people.split_off(people.len().min(ROWS));
-            let insert = stage_recipients::Entity::insert_many(people).on_conflict(latest.clone());
-            insert.exec_without_returning(&tx).await?;
-            people = rest;
-        }
-        while !scopes.is_empty() {
-            let rest = scopes.split_off(scopes.len().min(ROWS));
-            notice_scopes::Entity::insert_many(scopes).on_conflict_do_nothing().exec_without_returning(&tx).await?;
-            scopes = rest;
-        }
+        collected.write(&tx).await?;
         tx.commit().await?;
-        Ok(true)
+        Ok(ours)
     }
 
-    async fn publish(&self, id: &StageId, owner: &str, now: DateTime<Utc>) -> Result<Published, StorageError> {
+    async fn publish(&self, ids: &[StageId], owner: &str, now: DateTime<Utc>) -> Result<Vec<Published>, StorageError> {
         let tx = self.begin().await?;
         let head = lock_head(&tx).await?;
-        let Some(row) = lock(&tx, id).await?.filter(|row| row.lease_owner.as_deref() == Some(owner)) else {
-            return Ok(Published::NotDue);
-        };
-        let Some((lot, plan)) = lot_and_plan(&tx, id).await? else { return Err(corrupt("lot")) };
-        let mut dispatch = Dispatch {
-            store: self,
-            tx: &tx,
-            id,
-            row,
-            lot,
-            now,
-            applied: head.applied_sequence,
-            notifications: head.notification_sequence,
-        };
-        let published = match dispatch.standing(&plan)? {
-            Standing::Over => dispatch.set_aside(StageState::Abandoned, None).await?,
-            Standing::Later(due_at) => dispatch.set_aside(StageState::Waiting, Some(due_at)).await?,
-            Standing::Due => dispatch.publish().await?,
-            Standing::Anew => dispatch.look_again().await?,
-        };
-        let notifications = dispatch.notifications;
+        let keys: BTreeSet<Key> = ids.iter().map(key_of).collect();
+        let mut rows: HashMap<Key, stages::Model> =
+            lock_all(&tx, &keys).await?.into_iter().map(|row| (key_of_row(&row), row)).collect();
+        rows.retain(|_, row| row.lease_owner.as_deref() == Some(owner));
+        let mut known = Known::of(&tx, &rows.keys().cloned().collect()).await?;
+        let mut notifications = head.notification_sequence;
+        let mut published = Vec::with_capacity(ids.len());
+        for id in ids {
+            let Some(row) = rows.remove(&key_of(id)) else {
+                published.push(Published::NotDue);
+                continue;
+            };
+            let Some((lot, plan)) = known.lot_and_plan(&row) else { return Err(corrupt("lot")) };
+            let people = known.people.remove(&key_of(id)).unwrap_or_default();
+            let applied = head.applied_sequence;
+            let mut dispatch = Dispatch { store: self, tx: &tx, id, row, lot, now, applied, notifications };
+            published.push(match dispatch.standing(&plan)? {
+                Standing::Over => dispatch.set_aside(StageState::Abandoned, None).await?,
+                Standing::Later(due_at) => dispatch.set_aside(StageState::Waiting, Some(due_at)).await?,
+                Standing::Due => dispatch.publish(people).await?,
+                Standing::Anew => dispatch.look_again().await?,
+            });
+            notifications = dispatch.notifications;
+        }
         write_notifications(&tx, notifications).await?;
         tx.commit().await?;
         Ok(published)
@@ -185,13 +144,6 @@ impl DispatchStore for Store {
             .await?;
         Ok(())
     }
-}
-
-async fn lot_and_plan(tx: &DatabaseTransaction, id: &StageId) -> Result<Option<(lots::Model, plans::Model)>, DbErr> {
-    let lot =
-        lots::Entity::find_by_id((id.plan_id.as_str().to_owned(), id.agency_id.as_str().to_owned())).one(tx).await?;
-    let plan = plans::Entity::find_by_id(id.plan_id.as_str()).one(tx).await?;
-    Ok(lot.zip(plan))
 }
 
 /// What a claimed stage turns out to need, now that the projection stands still.
@@ -260,28 +212,32 @@ impl Dispatch<'_> {
         Ok(())
     }
 
-    async fn publish(&mut self) -> Result<Published, StorageError> {
-        let admins = stage_recipients::Entity::find()
-            .filter(self.collected())
-            .filter(stage_recipients::Column::AgencyAdmin.eq(true));
-        if admins.count(self.tx).await? == 0 {
+    async fn publish(&mut self, people: People) -> Result<Published, StorageError> {
+        if people.admins == 0 {
             return self.nobody(HoldReason::NoAgencyAdmin).await;
         }
         let (mut in_app, mut emails) = (0, 0);
-        let mut after = String::new();
-        loop {
-            let page = stage_recipients::Entity::find()
-                .filter(self.collected())
-                .filter(stage_recipients::Column::UserId.gt(after))
-                .order_by_asc(stage_recipients::Column::UserId)
-                .limit(PAGE)
-                .all(self.tx)
-                .await?;
-            let Some(last) = page.last() else { break };
-            after = last.user_id.clone();
-            let (told, mailed) = self.tell(page, emails).await?;
-            in_app += told;
-            emails += mailed;
+        if let Some(all) = people.all {
+            (in_app, emails) = self.tell(all, &people.live, 0).await?;
+        } else {
+            let mut after = String::new();
+            loop {
+                let page = stage_recipients::Entity::find()
+                    .filter(self.collected())
+                    .filter(stage_recipients::Column::UserId.gt(after))
+                    .order_by_asc(stage_recipients::Column::UserId)
+                    .limit(PAGE)
+                    .all(self.tx)
+                    .await?;
+                let Some(last) = page.last() else { break };
+                after = last.user_id.clone();
+                let local: Vec<&str> =
+                    page.iter().filter(|one| !one.agency_admin).map(|one| one.user_id.as_str()).collect();
+                let live = live_counts(self.tx, &self.lot, self.id.stage.code(), &local).await?;
+                let (told, mailed) = self.tell(page, &live, emails).await?;
+                in_app += told;
+                emails += mailed;
+            }
         }
         let mut change: stages::ActiveModel = self.row.clone().into();
         change.state = Set(if self.id.stage.by_email() { StageState::Dispatched } else { StageState::Complete }.code());
@@ -304,18 +260,17 @@ impl Dispatch<'_> {
             .add(stage_recipients::Column::Stage.eq(self.id.stage.code()))
     }
 
-    /// Notifies some of the people, and queues the emails of the agency admins among them.
+    /// Notifies some of the people, of whom those of locations have so many keys still to be deleted, and queues the emails of the agency admins among them.
     async fn tell(
         &mut self,
         people: Vec<stage_recipients::Model>,
+        live: &HashMap<String, i64>,
         mailed_before: u64,
     ) -> Result<(u64, u64), StorageError> {
-        let local: Vec<&str> = people.iter().filter(|one| !one.agency_admin).map(|one| one.user_id.as_str()).collect();
-        let counts = live_counts(self.tx, &self.lot, self.id.stage.code(), &local).await?;
         let (mut told, mut mailed) = (Vec::new(), Vec::new());
         for one in people {
             let key_count =
-                if one.agency_admin { self.lot.live_count } else { counts.get(&one.user_id).copied().unwrap_or(0) };
+                if one.agency_admin { self.lot.live_count } else { live.get(&one.user_id).copied().unwrap_or(0) };
             if key_count == 0 {
                 continue;
             }

@@ -65,7 +65,7 @@ pub async fn tell_of(store: &Store, plan: &str, agency: &str, admins: usize, now
     });
     let agency = AgencyFacts { name: format!("name of {agency}"), time_zone: "UTC".into() };
     let chunk = RecipientChunk { agency: Some(agency), recipients: recipients.collect(), locations: Vec::new() };
-    assert!(store.collect(&id, &owner, chunk).await.expect("collected"));
-    let published = store.publish(&id, &owner, now).await.expect("published");
+    assert_eq!(store.collect(&owner, vec![(id.clone(), chunk)]).await.expect("collected").len(), 1);
+    let published = store.publish(std::slice::from_ref(&id), &owner, now).await.expect("published").remove(0);
     assert!(matches!(published, Published::Dispatched { emails, .. } if emails == admins as u64), "{published:?}");
 }
