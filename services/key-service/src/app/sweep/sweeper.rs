@@ -1,6 +1,7 @@
 //! What is due, done: one activation of the sweep.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
@@ -63,6 +64,8 @@ pub struct SweepTick {
     pub clock_offset_us: Option<i64>,
     /// Plans made, also those that await confirmation.
     pub plans_made: u64,
+    /// Milliseconds that making a plan took.
+    pub plan_ms: u64,
     /// Confirmed plans published.
     pub plans_published: u64,
     /// Plans never confirmed in time.
@@ -270,7 +273,9 @@ impl Sweeper {
             breaker: self.policy.breaker,
         };
         let lease = self.leadership.lease().await?;
+        let begun = self.watch.lived();
         let made = repeat(|| self.store.make_plan(&lease, &draft, now)).await?;
+        tick.plan_ms = millis(self.watch.lived().saturating_sub(begun));
         tick.plans_made += u64::from(made.is_some());
         Ok(())
     }
@@ -424,11 +429,15 @@ impl Sweeper {
                 }
             });
             pace.note(worked, took);
-            tick.longest_batch_ms = tick.longest_batch_ms.max(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+            tick.longest_batch_ms = tick.longest_batch_ms.max(millis(took));
             self.signal.bump();
         }
         Ok(())
     }
+}
+
+fn millis(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How many lots a batch takes: as many as have no more entries together, and then one that has more.

@@ -177,7 +177,8 @@ async fn next_entries(
     Ok((batch, more))
 }
 
-/// The planned entries of lots that have few.
+/// The planned entries of lots that have few. SQLite takes a CROSS JOIN for the order in which to look up; else it may begin with all
+/// entries of the plan.
 async fn of_short_lots(
     tx: &DatabaseTransaction,
     plan_id: &str,
@@ -188,9 +189,9 @@ async fn of_short_lots(
     let lots = Rows::new("t").column("agency_id", Column::Text(agencies));
     let (relation, agencies) = lots.relation(tx.get_database_backend(), 3);
     let sql = format!(
-        "SELECT e.* FROM {relation} JOIN sweep_lots l ON l.plan_id = $1 AND l.agency_id = t.agency_id \
-         JOIN sweep_entries e ON e.plan_id = $1 AND e.agency_id = l.agency_id AND e.key_id > l.swept_through \
-         WHERE e.state = 1 ORDER BY e.agency_id, e.key_id LIMIT $2"
+        "SELECT e.* FROM {relation} CROSS JOIN sweep_lots l CROSS JOIN sweep_entries e \
+         WHERE l.plan_id = $1 AND l.agency_id = t.agency_id \
+         AND e.plan_id = $1 AND e.agency_id = l.agency_id AND e.key_id > l.swept_through AND e.state = 1 ORDER BY e.agency_id, e.key_id LIMIT $2"
     );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let values = [vec![plan_id.into(), limit.into()], agencies].concat();
@@ -396,15 +397,17 @@ async fn mark_deleted(
         return Ok(());
     }
     let gone = || batch.entries.iter().filter(|entry| deleted.contains(&entry.key_id));
+    // The plan is a column, since SQLite would begin with all entries of one that is given.
     let rows = Rows::new("t")
+        .column("plan_id", Column::Text(gone().map(|entry| entry.plan_id.clone()).collect()))
         .column("agency_id", Column::Text(gone().map(|entry| entry.agency_id.clone()).collect()))
         .column("key_id", Column::Text(gone().map(|entry| entry.key_id.clone()).collect()));
-    let (relation, parameters) = rows.relation(tx.get_database_backend(), 4);
+    let (relation, parameters) = rows.relation(tx.get_database_backend(), 3);
     let sql = format!(
-        "UPDATE sweep_entries SET state = $1, ended_at = $2 FROM {relation} WHERE sweep_entries.plan_id = $3 \
+        "UPDATE sweep_entries SET state = $1, ended_at = $2 FROM {relation} WHERE sweep_entries.plan_id = t.plan_id \
          AND sweep_entries.agency_id = t.agency_id AND sweep_entries.key_id = t.key_id AND sweep_entries.state = 1"
     );
-    let head = vec![EntryState::Deleted.code().into(), to_micros(now).into(), batch.plan_id.into()];
+    let head = vec![EntryState::Deleted.code().into(), to_micros(now).into()];
     let marked = tx.execute_raw(statement(tx, sql, [head, parameters].concat())).await?;
     if marked.rows_affected() == deleted.len() as u64 {
         Ok(())

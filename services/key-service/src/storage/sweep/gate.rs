@@ -91,12 +91,13 @@ pub(super) fn receipted(alias: &str) -> String {
 
 /// The statement that deletes under these conditions and answers the keys it deleted. `stretches` is the relation `t`.
 ///
-/// Each lot is asked once, each entry is found in its lot, and each key by its id, in the order of the ids.
+/// Each lot is asked once, each entry is found in its lot, and each key by its id, in the order of the ids. SQLite takes a CROSS JOIN
+/// for that order.
 pub(super) fn deletion(conditions: &[Condition], stretches: &str) -> String {
     format!(
-        "WITH open AS MATERIALIZED (SELECT t.* FROM {stretches} JOIN sweep_lots l ON {} WHERE {}), \
+        "WITH open AS MATERIALIZED (SELECT t.* FROM {stretches} CROSS JOIN sweep_lots l WHERE {} AND {}), \
          planned AS MATERIALIZED (SELECT e.key_id, e.agency_id, e.location_id, t.idle_since \
-         FROM open t JOIN sweep_entries e ON {} ORDER BY e.key_id) \
+         FROM open t CROSS JOIN sweep_entries e WHERE {} ORDER BY e.key_id) \
          {DELETION} FROM planned AS e WHERE {} RETURNING id",
         all_of(conditions, About::Lot),
         all_receipted(conditions),
