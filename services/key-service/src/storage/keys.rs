@@ -261,6 +261,7 @@ pub(super) fn end(update: sea_orm::UpdateMany<Entity>) -> sea_orm::UpdateMany<En
     update
         .col_expr(Column::State, Expr::value(ApiKeyState::Revoked.code()))
         .col_expr(Column::SecretHash, Expr::value(None::<Vec<u8>>))
+        .col_expr(Column::PepperVersion, Expr::value(None::<i32>))
         .col_expr(Column::SealedSecret, Expr::value(None::<Vec<u8>>))
         .col_expr(Column::MasterVersion, Expr::value(None::<i32>))
 }

@@ -10,6 +10,8 @@ mod m0002_sweep;
 mod m0003_lease;
 #[path = "../../migrations/m0004_history.rs"]
 mod m0004_history;
+#[path = "../../migrations/m0005_overlaps.rs"]
+mod m0005_overlaps;
 
 /// Brings a database to the schema of this version.
 #[derive(Debug)]
@@ -23,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_sweep::Migration),
             Box::new(m0003_lease::Migration),
             Box::new(m0004_history::Migration),
+            Box::new(m0005_overlaps::Migration),
         ]
     }
 }

@@ -24,6 +24,8 @@ impl UpkeepStore for SqlStore {
             Entity::find()
                 .filter(Column::State.eq(ApiKeyState::Active.code()))
                 .filter(Column::RevokeAt.lte(to_micros(now)))
+                // As its index says.
+                .filter(Column::PepperVersion.is_not_null())
         };
         // Nothing has ended, nearly always: that is found out without the write lock.
         if over().one(&self.db).await?.is_none() {

@@ -37,7 +37,7 @@ pub struct Model {
     pub selector: Vec<u8>,
     /// The keyed hash; `None` in tombstones.
     pub secret_hash: Option<Vec<u8>>,
-    /// The pepper of the hash and of the selector.
+    /// The pepper of the hash and of the selector; `None` in revoked keys, which so leave the index of overlaps.
     pub pepper_version: Option<i32>,
     /// The sealed secret; `None` where it is not kept.
     pub sealed_secret: Option<Vec<u8>>,

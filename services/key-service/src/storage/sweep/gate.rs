@@ -7,7 +7,7 @@ use super::codes::Coded;
 use super::sql::{IDLE_MICROS, last_use};
 use crate::domain::sweep::{EntryState, LotState, Stage};
 
-/// The deletion: `$1` the instant of it.
+/// The deletion: `$1` the instant of it. No index names what it changes: the tombstone stays in its page.
 const DELETION: &str =
     "UPDATE api_keys SET state = 3, secret_hash = NULL, sealed_secret = NULL, deleted_at = $1, revision = revision + 1";
 

@@ -1,5 +1,6 @@
-use sea_orm::EntityTrait;
+use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, Statement};
 use service_kit::both_databases;
+use service_kit::testing::Kind;
 
 use super::*;
 use crate::app::sweep::{BatchOrder, LotOrder, LotOutcome, SweepJobs};
@@ -270,5 +271,21 @@ both_databases! {
         let tick = house.tick_at(d()).await;
         assert_eq!((tick.keys_deleted, tick.lots_executed), (1_485, 1));
         assert_eq!(house.plan().await.counts, counted(0, 15, 1_485, 0));
+    }
+}
+
+/// Else PostgreSQL writes each tombstone into every index of the keys.
+#[tokio::test]
+#[cfg_attr(keysweep_no_postgres, ignore = "left out: no PostgreSQL server is installed")]
+async fn no_index_of_keys_names_what_a_deletion_or_a_use_changes() {
+    let house = House::new(TestDatabase::new(Kind::Postgres)).await;
+    let sql = "SELECT indexdef FROM pg_indexes WHERE tablename = 'api_keys'";
+    let rows = house.db.query_all_raw(Statement::from_string(DbBackend::Postgres, sql)).await.unwrap();
+    assert!(rows.len() > 3);
+    for row in rows {
+        let index: String = row.try_get_by_index(0).unwrap();
+        for column in ["state", "secret_hash", "sealed_secret", "deleted_at", "revision", "last_used_at"] {
+            assert!(!index.contains(column), "{index}");
+        }
     }
 }
