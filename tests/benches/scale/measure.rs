@@ -1,0 +1,213 @@
+//! One quarter of one size, step by step.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use keysweep_proto::key::v1::SubscribeSweepPlansRequest;
+use keysweep_proto::key::v1::sweep_event::Payload;
+use keysweep_proto::key::v1::sweep_service_client::SweepServiceClient;
+use service_kit::testing::Kind;
+use tokio::runtime::Handle;
+use tonic::Request;
+
+use crate::bounds;
+use crate::child::{Process, Role};
+use crate::seed::{Database, Databases, Size};
+
+/// Microseconds of a day.
+pub(crate) const DAY: i64 = 86_400_000_000;
+/// 2027-01-01T00:00:00Z, the deletion instant.
+pub(crate) const DELETE_AT: i64 = 1_798_761_600_000_000;
+/// When its plan is due.
+pub(crate) const PLAN_AT: i64 = DELETE_AT - 15 * DAY - DAY / 4;
+
+const MINUTE: i64 = 60_000_000;
+
+/// A step takes no longer than this, however slow the machine.
+const PATIENCE: Duration = Duration::from_secs(1_800);
+
+/// What a step came to, beside the database's own bound.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    pub(crate) seconds: f64,
+    /// Rows, lots or keys.
+    pub(crate) count: u64,
+    pub(crate) of: &'static str,
+    /// Seconds that the bound takes for as many; none: there is no bound.
+    pub(crate) bound: Option<f64>,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) kind: Kind,
+    pub(crate) size: Size,
+    pub(crate) steps: Vec<Step>,
+    /// The longest transaction of the deletion, milliseconds.
+    pub(crate) longest_batch_ms: u64,
+    /// Each process's memory when idle and at its most, MiB.
+    pub(crate) memory: Vec<(&'static str, f64, f64)>,
+}
+
+impl Outcome {
+    /// Seconds of a step.
+    pub(crate) fn seconds(&self, name: &str) -> f64 {
+        self.steps.iter().find(|step| step.name == name).map_or(f64::NAN, |step| step.seconds)
+    }
+}
+
+/// Ended in this order: who calls others goes first.
+struct Fleet {
+    notification: Process,
+    location: Process,
+    key: Process,
+    _folder: tempfile::TempDir,
+}
+
+impl Fleet {
+    fn start(databases: &Databases) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let keyring = |name: &str| -> anyhow::Result<String> {
+            let path = folder.path().join(name);
+            let ring = service_kit::keyring::KeyRing::generate(&service_kit::entropy::OsEntropy);
+            std::fs::write(&path, ring.as_bytes())?;
+            Ok(path.display().to_string())
+        };
+        let begin = PLAN_AT - 60 * MINUTE;
+        let url = |database: &Database| ("KEYSWEEP_DATABASE__URL", database.url.clone());
+        let key =
+            Process::start(Role::Key, begin, &[url(&databases.key), ("KEYSWEEP_KEYRING__PATH", keyring("key")?)])?;
+        let of_key = ("KEYSWEEP_KEY_SERVICE__ENDPOINT", format!("http://127.0.0.1:{}", key.port));
+        let location = Process::start(
+            Role::Location,
+            begin,
+            &[url(&databases.location), ("KEYSWEEP_KEYRING__PATH", keyring("location")?), of_key.clone()],
+        )?;
+        let of_location = ("KEYSWEEP_LOCATION_SERVICE__ENDPOINT", format!("http://127.0.0.1:{}", location.port));
+        let mail = ("KEYSWEEP_MAILDIR__PATH", folder.path().join("mail").display().to_string());
+        let notification =
+            Process::start(Role::Notification, begin, &[url(&databases.notification), of_key, of_location, mail])?;
+        Ok(Self { key, location, notification, _folder: folder })
+    }
+
+    fn each(&self) -> [(&'static str, &Process); 3] {
+        [("key-service", &self.key), ("location-service", &self.location), ("notification-service", &self.notification)]
+    }
+}
+
+/// Waits until a query answers at least `least`.
+async fn reached(database: &Database, sql: &str, least: i64) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while database.number(sql).await? < least {
+        ensure!(begun.elapsed() < PATIENCE, "{sql} does not reach {least}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Runs the quarter.
+pub(crate) async fn run(kind: Kind, size: Size) -> anyhow::Result<Outcome> {
+    let databases = Databases::new(kind, size).await?;
+    let mut fleet = Fleet::start(&databases)?;
+    // Served only once it has written that it records uses; by then it is idle.
+    reached(&databases.key, "SELECT COUNT(*) FROM usage_writers", 1).await?;
+    reached(&databases.key, "SELECT COUNT(*) FROM sweep_subscribers", 0).await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let idle = fleet.each().map(|(_, process)| process.resident());
+    let mut steps = plan_and_project(&databases, &mut fleet).await?.to_vec();
+    steps.push(publish(&fleet, &databases).await?);
+    steps.push(notify(&databases, &mut fleet).await?);
+    let (deleted, longest_batch_ms) = delete(&databases, &mut fleet).await?;
+    steps.push(deleted);
+    let mut memory = Vec::new();
+    for ((name, process), idle) in fleet.each().into_iter().zip(idle) {
+        memory.push((name, idle?, process.peak()?));
+    }
+    Ok(Outcome { kind, size, steps, longest_batch_ms, memory })
+}
+
+/// The plan, and its projection: from its commit, after which the sweeper's activation goes on, until all of it is there.
+async fn plan_and_project(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<[Step; 2]> {
+    let bound = bounds::plan(&databases.key).await?;
+    fleet.key.at(PLAN_AT + MINUTE)?;
+    let begun = Instant::now();
+    let sealed = "SELECT COUNT(*) FROM plans WHERE sealed_sequence IS NOT NULL";
+    let (made, projected) = std::thread::scope(|scope| {
+        let made = scope.spawn(|| fleet.key.job("sweeper"));
+        let projected = tokio::task::block_in_place(|| {
+            Handle::current().block_on(reached(&databases.notification, sealed, 1)).map(|()| Instant::now())
+        });
+        (made.join(), projected)
+    });
+    let made = made.map_err(|_| anyhow::anyhow!("the thread that made the plan panicked"))??;
+    ensure!(made.detail["plans_made"] == 1, "no plan was made: {}", made.detail);
+    let count = databases.key.number("SELECT COUNT(*) FROM sweep_entries WHERE state = 1").await?.unsigned_abs();
+    let seconds = made.detail["plan_ms"].as_f64().unwrap_or(f64::NAN) / 1e3;
+    let plan = Step { name: "plan", seconds, count, of: "keys listed", bound: Some(bound) };
+
+    let seconds = (projected? - begun).as_secs_f64() - seconds;
+    let count = databases.notification.number("SELECT COUNT(*) FROM entries").await?.unsigned_abs();
+    let bound = Some(bounds::project(&databases.notification).await?);
+    Ok([plan, Step { name: "stream and project", seconds, count, of: "entries", bound }])
+}
+
+/// The stream alone, read by a client that does nothing with it.
+async fn publish(fleet: &Fleet, databases: &Databases) -> anyhow::Result<Step> {
+    let head = databases.key.number("SELECT sequence FROM sweep_head").await?;
+    let client = SweepServiceClient::connect(format!("http://127.0.0.1:{}", fleet.key.port)).await?;
+    let mut client = client.max_decoding_message_size(16 << 20);
+    let asked = SubscribeSweepPlansRequest { subscriber: "scale".to_owned(), ..Default::default() };
+    let mut request = Request::new(asked);
+    request.metadata_mut().insert("x-keysweep-actor", "service/notification-service".parse()?);
+    let begun = Instant::now();
+    let mut stream = client.subscribe_sweep_plans(request).await?.into_inner();
+    let mut count = 0;
+    while let Some(message) = stream.message().await? {
+        let Some(event) = message.event else { continue };
+        if let Some(Payload::PlanEntries(chunk)) = event.payload {
+            count += chunk.entries.len() as u64;
+        }
+        if event.sequence >= head {
+            break;
+        }
+    }
+    Ok(Step { name: "stream alone", seconds: begun.elapsed().as_secs_f64(), count, of: "entries", bound: None })
+}
+
+/// The first notices, into inboxes and the queue of emails.
+async fn notify(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<Step> {
+    fleet.location.at(PLAN_AT + 2 * MINUTE)?;
+    fleet.notification.at(PLAN_AT + 2 * MINUTE)?;
+    let told = fleet.notification.job("notification.dispatch")?;
+    let count = databases.notification.number("SELECT COUNT(*) FROM stages WHERE state = 2").await?.unsigned_abs();
+    let lots = databases.notification.number("SELECT COUNT(*) FROM lots").await?.unsigned_abs();
+    ensure!(count == lots, "{count} of {lots} lots were told: {}", told.detail);
+    Ok(Step { name: "dispatch of D15", seconds: told.seconds, count, of: "lots", bound: None })
+}
+
+/// All notices are taken for delivered in time; the deletion follows.
+async fn delete(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<(Step, u64)> {
+    let bound = bounds::delete(&databases.key).await?;
+    for (stage, days) in [(1, 15), (2, 7), (3, 1)] {
+        let at = DELETE_AT - days * DAY;
+        let sql = format!(
+            "INSERT INTO sweep_receipts (plan_id, agency_id, stage, delivered_at, acknowledged_at, in_app_count, emails_accepted) \
+             SELECT plan_id, agency_id, {stage}, {at}, {at}, 1, 1 FROM sweep_lots"
+        );
+        databases.key.execute(&sql).await?;
+    }
+    if databases.key.kind == Kind::Postgres {
+        // As autovacuum does within a minute.
+        databases.key.execute("VACUUM ANALYZE sweep_receipts").await?;
+    }
+    let due = databases.key.number("SELECT COUNT(*) FROM sweep_entries WHERE state = 1").await?.unsigned_abs();
+    fleet.key.at(DELETE_AT + MINUTE)?;
+    let swept = fleet.key.job("sweeper")?;
+    let count = databases.key.number("SELECT COUNT(*) FROM api_keys WHERE state = 3").await?.unsigned_abs();
+    ensure!(count == due, "{count} of {due} keys were deleted: {}", swept.detail);
+    ensure!(swept.detail["plans_completed"] == 1, "the plan is not completed: {}", swept.detail);
+    let longest = swept.detail["longest_batch_ms"].as_u64().unwrap_or_default();
+    let bound = Some(count as f64 / bound);
+    Ok((Step { name: "deletion", seconds: swept.seconds, count, of: "keys deleted", bound }, longest))
+}
