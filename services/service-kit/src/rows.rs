@@ -20,28 +20,56 @@ pub enum Column {
     SmallInt(Vec<i16>),
     /// Bytes.
     Bytes(Vec<Vec<u8>>),
+    /// One text in all rows.
+    SameText(String),
+    /// One number in all rows.
+    SameBigInt(i64),
 }
 
 impl Column {
     /// The type's name in PostgreSQL.
     fn type_name(&self) -> &'static str {
         match self {
-            Self::Text(_) => "text",
-            Self::BigInt(_) | Self::MaybeBigInt(_) => "bigint",
+            Self::Text(_) | Self::SameText(_) => "text",
+            Self::BigInt(_) | Self::MaybeBigInt(_) | Self::SameBigInt(_) => "bigint",
             Self::SmallInt(_) => "smallint",
             Self::Bytes(_) => "bytea",
         }
     }
 
-    /// The column as PostgreSQL selects it from the array.
-    fn selected(&self, name: &str) -> String {
+    /// Texts; as one if they are all the same.
+    #[must_use]
+    pub fn text(values: Vec<String>) -> Self {
+        match values.split_first() {
+            Some((first, rest)) if rest.iter().all(|value| value == first) => Self::SameText(first.clone()),
+            _ => Self::Text(values),
+        }
+    }
+
+    /// Numbers; as one if they are all the same.
+    #[must_use]
+    pub fn big_int(values: Vec<i64>) -> Self {
+        match values.split_first() {
+            Some((first, rest)) if rest.iter().all(|value| value == first) => Self::SameBigInt(*first),
+            _ => Self::BigInt(values),
+        }
+    }
+
+    fn is_same(&self) -> bool {
+        matches!(self, Self::SameText(_) | Self::SameBigInt(_))
+    }
+
+    /// The column as PostgreSQL selects it from the array, or from the parameter at this place.
+    fn selected(&self, name: &str, place: usize) -> String {
         match self {
             Self::MaybeBigInt(_) => format!("NULLIF({name}, '{NULL}') AS {name}"),
+            Self::SameText(_) | Self::SameBigInt(_) => format!("${place}::{} AS {name}", self.type_name()),
             Self::Text(_) | Self::BigInt(_) | Self::SmallInt(_) | Self::Bytes(_) => name.to_owned(),
         }
     }
 
-    fn into_array(self) -> Value {
+    /// The parameter of PostgreSQL.
+    fn into_parameter(self) -> Value {
         fn array<T: Into<Value>>(kind: ArrayType, values: Vec<T>) -> Value {
             Value::Array(kind, Some(Box::new(values.into_iter().map(Into::into).collect())))
         }
@@ -53,6 +81,8 @@ impl Column {
             }
             Self::SmallInt(values) => array(ArrayType::SmallInt, values),
             Self::Bytes(values) => array(ArrayType::Bytes, values),
+            Self::SameText(value) => value.into(),
+            Self::SameBigInt(value) => value.into(),
         }
     }
 
@@ -67,6 +97,7 @@ impl Column {
             Self::MaybeBigInt(values) => json(values),
             Self::SmallInt(values) => json(values),
             Self::Bytes(values) => json(values.into_iter().map(hex::encode).collect()),
+            Self::SameText(_) | Self::SameBigInt(_) => Vec::new(),
         }
     }
 }
@@ -85,7 +116,7 @@ impl Rows {
         Self { alias, columns: Vec::new() }
     }
 
-    /// With one more column, which has as many values as the others.
+    /// With one more column, which has as many values as the others; at least one has a value for each row.
     #[must_use]
     pub fn column(mut self, name: &'static str, values: Column) -> Self {
         self.columns.push((name, values));
@@ -97,22 +128,29 @@ impl Rows {
     pub fn relation(self, backend: DbBackend, first: usize) -> (String, Vec<Value>) {
         let alias = self.alias;
         if backend == DbBackend::Postgres {
-            let places = (first..).zip(&self.columns);
-            let arrays: Vec<_> =
-                places.map(|(place, (_, column))| format!("${place}::{}[]", column.type_name())).collect();
-            let names: Vec<_> = self.columns.iter().map(|(name, _)| *name).collect();
-            let selected: Vec<_> = self.columns.iter().map(|(name, column)| column.selected(name)).collect();
+            let places = || (first..).zip(&self.columns);
+            let own = || places().filter(|(_, (_, column))| !column.is_same());
+            let arrays: Vec<_> = own().map(|(place, (_, of))| format!("${place}::{}[]", of.type_name())).collect();
+            let names: Vec<_> = own().map(|(_, (name, _))| *name).collect();
+            let selected: Vec<_> = places().map(|(place, (name, column))| column.selected(name, place)).collect();
             let sql = format!(
                 "(SELECT {} FROM unnest({}) AS given({})) AS {alias}",
                 selected.join(", "),
                 arrays.join(", "),
                 names.join(", ")
             );
-            return (sql, self.columns.into_iter().map(|(_, column)| column.into_array()).collect());
+            return (sql, self.columns.into_iter().map(|(_, column)| column.into_parameter()).collect());
         }
         let mut selected = Vec::with_capacity(self.columns.len());
         let mut rows: Vec<Vec<serde_json::Value>> = Vec::new();
-        for (place, (name, column)) in self.columns.into_iter().enumerate() {
+        let mut same = Vec::new();
+        let mut place = 0;
+        for (name, column) in self.columns {
+            if column.is_same() {
+                same.push(column.into_parameter());
+                selected.push(format!("${} AS {name}", first + same.len()));
+                continue;
+            }
             selected.push(match column {
                 Column::Bytes(_) => format!("unhex(value ->> {place}) AS {name}"),
                 _ => format!("value ->> {place} AS {name}"),
@@ -120,9 +158,11 @@ impl Rows {
             let values = column.into_json();
             rows.resize_with(values.len().max(rows.len()), Vec::new);
             rows.iter_mut().zip(values).for_each(|(row, value)| row.push(value));
+            place += 1;
         }
         let sql = format!("(SELECT {} FROM json_each(${first})) AS {alias}", selected.join(", "));
-        (sql, vec![serde_json::Value::from(rows).to_string().into()])
+        same.insert(0, serde_json::Value::from(rows).to_string().into());
+        (sql, same)
     }
 }
 
@@ -144,7 +184,9 @@ mod tests {
                 .column("number", Column::BigInt(vec![i64::MAX, -1, 0]))
                 .column("maybe", Column::MaybeBigInt(vec![None, Some(i64::MAX), Some(0)]))
                 .column("code", Column::SmallInt(vec![1, -2, 3]))
-                .column("bytes", Column::Bytes(bytes.clone()));
+                .column("same_text", Column::text(vec!["it's\"".to_owned(); 3]))
+                .column("bytes", Column::Bytes(bytes.clone()))
+                .column("same_number", Column::big_int(vec![i64::MIN + 1; 3]));
             let (relation, values) = rows.relation(db.get_database_backend(), 2);
             let sql = format!("SELECT t.* FROM {relation} WHERE t.number <= $1");
             let values = [vec![i64::MAX.into()], values].concat();
@@ -164,6 +206,10 @@ mod tests {
                 (texts[2].clone(), 0, Some(0), 3, bytes[2].clone()),
             ];
             assert_eq!(found.iter().map(of).collect::<Vec<_>>(), expected);
+            for row in &found {
+                assert_eq!(row.try_get::<String>("", "same_text").expect("text"), "it's\"");
+                assert_eq!(row.try_get::<i64>("", "same_number").expect("number"), i64::MIN + 1);
+            }
         }
 
         async fn no_rows_are_none(db: TestDatabase) {

@@ -67,10 +67,10 @@ fn chain_head(stored: Option<audit_head::Model>) -> Result<ChainHead, StorageErr
 
 /// Events as the columns of their table.
 fn rows(events: &[AuditEvent]) -> Rows {
-    let text = |of: fn(&AuditEvent) -> &str| Column::Text(events.iter().map(|event| of(event).to_owned()).collect());
+    let text = |of: fn(&AuditEvent) -> &str| Column::text(events.iter().map(|event| of(event).to_owned()).collect());
     Rows::new("t")
         .column("sequence", Column::BigInt(events.iter().map(|event| event.sequence).collect()))
-        .column("occurred_at", Column::BigInt(events.iter().map(|event| to_micros(event.occurred_at)).collect()))
+        .column("occurred_at", Column::big_int(events.iter().map(|event| to_micros(event.occurred_at)).collect()))
         .column("actor", text(|event| &event.actor))
         .column("action", text(|event| &event.action))
         .column("agency_id", text(|event| &event.agency_id))
