@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::audit::Audit;
 use crate::app::figures::FigureKeeper;
 use crate::app::keys::{KeyParts, Keys, RevealLimiter};
-use crate::app::sweep::{EventSignal, Leadership, SweepService, Sweeper};
+use crate::app::sweep::{EventSignal, Leadership, SweepService, Sweeper, SweeperParts};
 use crate::app::upkeep::Upkeep;
 use crate::app::verify::{UsageRecorder, Verifier, VerifierParts};
 use crate::config::{Config, DEFAULTS};
@@ -155,9 +155,18 @@ impl Parts {
             leadership.clone(),
             watch.clone(),
         );
-        let sweeper = Arc::new(Sweeper::new(sweep_store, usage.clone(), ids, policy, events, leadership, watch));
-        let (audit, upkeep) = (Arc::new(Audit::new(store.clone())), Arc::new(Upkeep::new(store.clone())));
-        let figures = Arc::new(FigureKeeper::new(store));
+        let figures = Arc::new(FigureKeeper::new(store.clone()));
+        let sweeper = Arc::new(Sweeper::new(SweeperParts {
+            store: sweep_store,
+            usage: usage.clone(),
+            figures: figures.clone(),
+            ids,
+            policy,
+            signal: events,
+            leadership,
+            watch,
+        }));
+        let (audit, upkeep) = (Arc::new(Audit::new(store.clone())), Arc::new(Upkeep::new(store)));
         Ok(Self { keys, verifier, audit, upkeep, figures, usage, sweep, sweeper })
     }
 

@@ -98,7 +98,11 @@ impl FigureKeeper {
         Ok(Figures { keys, plans: self.store.plans().await?, lots: self.store.newest_lots().await? })
     }
 
-    async fn keys(&self) -> Result<KeyCounts, StorageError> {
+    /// How many keys are in each state now.
+    ///
+    /// # Errors
+    /// When the database does not answer; what is counted stays counted.
+    pub async fn keys(&self) -> Result<KeyCounts, StorageError> {
         let mut counted = self.counted.lock().await;
         let (mut keys, place) = match *counted {
             Some(known) => known,

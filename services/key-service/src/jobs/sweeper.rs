@@ -10,8 +10,8 @@ use service_kit::jobs::{JobReport, Reconciler};
 use crate::app::sweep::{SweepStanding, Sweeper};
 use crate::domain::sweep::HoldReason;
 use crate::metrics::{
-    CLOCK_OFFSET, SWEEP_EVENTS_REMOVED, SWEEP_KEYS_DELETED, SWEEP_LEADER, SWEEP_LEASES_LOST, SWEEP_LEASES_TAKEN,
-    SWEEP_LOTS_HELD, SWEEP_WAITS,
+    CLOCK_OFFSET, SWEEP_EVENTS_REMOVED, SWEEP_LEADER, SWEEP_LEASES_LOST, SWEEP_LEASES_TAKEN, SWEEP_LOTS_HELD,
+    SWEEP_WAITS,
 };
 
 /// A second: within it a confirmed plan is published and a due lot begins to go. A look at nothing due is three small queries.
@@ -43,7 +43,6 @@ impl Reconciler for SweeperJob {
 
     async fn activate(&self, now: DateTime<Utc>) -> anyhow::Result<JobReport> {
         let tick = self.sweeper.tick(now).await?;
-        metrics::counter!(SWEEP_KEYS_DELETED.name).increment(tick.keys_deleted);
         metrics::counter!(SWEEP_EVENTS_REMOVED.name).increment(tick.events_removed);
         metrics::gauge!(SWEEP_LEADER.name).set(u8::from(tick.standing == SweepStanding::Leading));
         metrics::counter!(SWEEP_LEASES_TAKEN.name).increment(tick.lease_taken.into());

@@ -21,4 +21,4 @@ pub use ports::{
 };
 pub use service::{OperatorCall, Subscription, SweepService};
 pub use signal::EventSignal;
-pub use sweeper::{SweepStanding, SweepTick, Sweeper};
+pub use sweeper::{SweepStanding, SweepTick, Sweeper, SweeperParts};

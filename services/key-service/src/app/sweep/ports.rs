@@ -37,6 +37,8 @@ pub struct PlanDraft {
     pub stage_window: TimeDelta,
     /// The size that needs an operator's word.
     pub breaker: Breaker,
+    /// ACTIVE keys, against which the size is judged.
+    pub active_key_count: i64,
 }
 
 /// A lot whose gate seemed open.

@@ -14,10 +14,12 @@ use super::pace::Pace;
 use super::ports::{BatchOrder, DueLot, LotOrder, LotOutcome, PlanDraft, SweepJobError, SweepStore, UsageFlush};
 use super::signal::EventSignal;
 use crate::app::StorageError;
+use crate::app::figures::FigureKeeper;
 use crate::domain::sweep::schedule::{idle_since, last_delete_at, planning_closes_at};
 use crate::domain::sweep::{
     HoldReason, Plan, PlanState, SweepPolicy, UsageVerdict, UsageWriter, clock_wait, judge_usage,
 };
+use crate::metrics::SWEEP_KEYS_DELETED;
 
 /// Lots handled by one query. Small enough for one transaction, large enough that a query is no cost.
 const PAGE: u32 = 200;
@@ -108,13 +110,7 @@ impl SweepTick {
 
 /// Brings the database to what the rules of the sweep ask for at an instant. Of several, the one with the lease does.
 pub struct Sweeper {
-    store: Arc<dyn SweepStore>,
-    usage: Arc<dyn UsageFlush>,
-    ids: IdGenerator,
-    policy: SweepPolicy,
-    signal: EventSignal,
-    leadership: Arc<Leadership>,
-    watch: Arc<JumpWatch>,
+    parts: SweeperParts,
     compared_at: Mutex<Option<DateTime<Utc>>>,
     forgot_at: Mutex<Option<DateTime<Utc>>>,
 }
@@ -122,34 +118,36 @@ pub struct Sweeper {
 impl std::fmt::Debug for Sweeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sweeper")
-            .field("policy", &self.policy)
-            .field("leadership", &self.leadership)
+            .field("policy", &self.parts.policy)
+            .field("leadership", &self.parts.leadership)
             .finish_non_exhaustive()
     }
 }
 
+/// What a sweeper is made of.
+pub struct SweeperParts {
+    /// The sweep's part of the database.
+    pub store: Arc<dyn SweepStore>,
+    /// The uses of this process.
+    pub usage: Arc<dyn UsageFlush>,
+    /// How many keys there are.
+    pub figures: Arc<FigureKeeper>,
+    /// Names plans.
+    pub ids: IdGenerator,
+    /// What the installation asks for.
+    pub policy: SweepPolicy,
+    /// Wakes the streams of this process.
+    pub signal: EventSignal,
+    /// Whether this replica sweeps.
+    pub leadership: Arc<Leadership>,
+    /// Whether the clock jumped.
+    pub watch: Arc<JumpWatch>,
+}
+
 impl Sweeper {
     /// The sweeper of this process.
-    pub fn new(
-        store: Arc<dyn SweepStore>,
-        usage: Arc<dyn UsageFlush>,
-        ids: IdGenerator,
-        policy: SweepPolicy,
-        signal: EventSignal,
-        leadership: Arc<Leadership>,
-        watch: Arc<JumpWatch>,
-    ) -> Self {
-        Self {
-            store,
-            usage,
-            ids,
-            policy,
-            signal,
-            leadership,
-            watch,
-            compared_at: Mutex::default(),
-            forgot_at: Mutex::default(),
-        }
+    pub fn new(parts: SweeperParts) -> Self {
+        Self { parts, compared_at: Mutex::default(), forgot_at: Mutex::default() }
     }
 
     /// Does what is due at `now`, if this replica is the one that sweeps. What another sweeper has done before is found done.
@@ -158,9 +156,9 @@ impl Sweeper {
     /// When the database does not do its part; what was done stays done, and the next activation goes on from there.
     pub async fn tick(&self, now: DateTime<Utc>) -> Result<SweepTick, StorageError> {
         let mut tick = SweepTick::default();
-        let ahead = self.watch.ahead();
-        let standing = self.leadership.stand().await?;
-        tick.clock_offset_us = self.leadership.clock_offset().and_then(|offset| offset.num_microseconds());
+        let ahead = self.parts.watch.ahead();
+        let standing = self.parts.leadership.stand().await?;
+        tick.clock_offset_us = self.parts.leadership.clock_offset().and_then(|offset| offset.num_microseconds());
         match standing {
             Standing::Follower => return Ok(tick),
             Standing::ClockOff { wait } => {
@@ -175,13 +173,13 @@ impl Sweeper {
         }
         let result = self.run(&mut tick, ahead, now).await;
         if tick.work() > 0 {
-            self.signal.bump();
+            self.parts.signal.bump();
         }
         match result {
             Ok(()) => Ok(tick),
             Err(SweepJobError::LeaseLost) => {
                 tracing::warn!("the sweeper's lease was lost: nothing more was written, another replica goes on");
-                self.leadership.lost();
+                self.parts.leadership.lost();
                 tick.standing = SweepStanding::LeaseLost;
                 Ok(tick)
             }
@@ -194,21 +192,20 @@ impl Sweeper {
     /// # Errors
     /// When the database does not do its part; the lease then runs out by itself.
     pub async fn resign(&self) -> Result<(), StorageError> {
-        self.leadership.resign().await
+        self.parts.leadership.resign().await
     }
 
     async fn run(&self, tick: &mut SweepTick, ahead: TimeDelta, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         self.confirm_or_cancel(tick, now).await?;
         self.plan(tick, now).await?;
         self.forget_events(tick, now).await?;
-        let open = self.store.plans_in(PlanState::Open).await?;
+        let open = self.parts.store.plans_in(PlanState::Open).await?;
         if open.is_empty() {
             return Ok(());
         }
-        self.compare(tick, &open, now).await?;
         loop {
-            let lease = self.leadership.lease().await?;
-            let deferred = repeat(|| self.store.defer_overdue(&lease, PAGE, now)).await?;
+            let lease = self.parts.leadership.lease().await?;
+            let deferred = repeat(|| self.parts.store.defer_overdue(&lease, PAGE, now)).await?;
             tick.lots_deferred += deferred;
             if deferred == 0 {
                 break;
@@ -218,19 +215,22 @@ impl Sweeper {
             self.delete(tick, ahead, now).await?;
             self.close_emptied(tick, now).await?;
         }
-        tick.lots_held = self.store.held_lots().await?;
+        tick.lots_held = self.parts.store.held_lots().await?;
         for plan in open.iter().filter(|plan| plan.delete_at <= now) {
-            let lease = self.leadership.lease().await?;
-            tick.plans_completed += u64::from(repeat(|| self.store.complete_plan(&lease, &plan.plan_id, now)).await?);
+            let lease = self.parts.leadership.lease().await?;
+            tick.plans_completed +=
+                u64::from(repeat(|| self.parts.store.complete_plan(&lease, &plan.plan_id, now)).await?);
         }
-        Ok(())
+        // What was deleted was compared by that.
+        let open = if tick.plans_completed > 0 { self.parts.store.plans_in(PlanState::Open).await? } else { open };
+        self.compare(tick, &open, now).await
     }
 
     /// Closes lots with nothing more to delete.
     async fn close_emptied(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         loop {
-            let lease = self.leadership.lease().await?;
-            let closed = repeat(|| self.store.close_emptied(&lease, PAGE, now)).await?;
+            let lease = self.parts.leadership.lease().await?;
+            let closed = repeat(|| self.parts.store.close_emptied(&lease, PAGE, now)).await?;
             tick.lots_executed += closed;
             if closed == 0 {
                 return Ok(());
@@ -240,17 +240,18 @@ impl Sweeper {
 
     /// Publishes plans that an operator has confirmed, and ends those for which it is too late.
     async fn confirm_or_cancel(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), SweepJobError> {
-        for plan in self.store.plans_in(PlanState::AwaitingConfirmation).await? {
+        for plan in self.parts.store.plans_in(PlanState::AwaitingConfirmation).await? {
             if now > planning_closes_at(plan.delete_at) {
                 let reason = "not confirmed while its notices could still go out in time";
-                let lease = self.leadership.lease().await?;
-                let done = repeat(|| self.store.cancel_unpublished(&lease, &plan.plan_id, reason, now)).await?;
+                let lease = self.parts.leadership.lease().await?;
+                let done = repeat(|| self.parts.store.cancel_unpublished(&lease, &plan.plan_id, reason, now)).await?;
                 tick.plans_cancelled += u64::from(done);
             } else if plan.confirmed_at.is_some()
                 && let Some(idle_since) = self.trusted_cutoff(tick, idle_since(plan.delete_at), now).await?
             {
-                let lease = self.leadership.lease().await?;
-                let published = repeat(|| self.store.publish_confirmed(&lease, &plan.plan_id, idle_since, now)).await?;
+                let lease = self.parts.leadership.lease().await?;
+                let published =
+                    repeat(|| self.parts.store.publish_confirmed(&lease, &plan.plan_id, idle_since, now)).await?;
                 tick.plans_published += u64::from(published.is_some());
             }
         }
@@ -259,23 +260,25 @@ impl Sweeper {
 
     /// Makes the plan that is due.
     async fn plan(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), SweepJobError> {
-        let Some(delete_at) = self.policy.plan_due(now) else { return Ok(()) };
-        if self.store.plan_for(delete_at).await?.is_some() {
+        let Some(delete_at) = self.parts.policy.plan_due(now) else { return Ok(()) };
+        if self.parts.store.plan_for(delete_at).await?.is_some() {
             return Ok(());
         }
         let Some(idle_since) = self.trusted_cutoff(tick, idle_since(delete_at), now).await? else { return Ok(()) };
+        let begun = self.parts.watch.lived();
         let draft = PlanDraft {
-            plan_id: self.ids.next("plan_", now),
+            plan_id: self.parts.ids.next("plan_", now),
             delete_at,
             idle_since,
             last_delete_at: last_delete_at(delete_at),
-            stage_window: self.policy.stage_window,
-            breaker: self.policy.breaker,
+            stage_window: self.parts.policy.stage_window,
+            breaker: self.parts.policy.breaker,
+            active_key_count: self.parts.figures.keys().await?.active,
         };
-        let lease = self.leadership.lease().await?;
-        let begun = self.watch.lived();
-        let made = repeat(|| self.store.make_plan(&lease, &draft, now)).await?;
-        tick.plan_ms = millis(self.watch.lived().saturating_sub(begun));
+        tracing::info!(plan_id = draft.plan_id, %delete_at, "a plan is being made");
+        let lease = self.parts.leadership.lease().await?;
+        let made = repeat(|| self.parts.store.make_plan(&lease, &draft, now)).await?;
+        tick.plan_ms = millis(self.parts.watch.lived().saturating_sub(begun));
         tick.plans_made += u64::from(made.is_some());
         Ok(())
     }
@@ -287,8 +290,8 @@ impl Sweeper {
         cutoff: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Result<Option<DateTime<Utc>>, StorageError> {
-        self.usage.flush().await;
-        let writers = self.store.usage_writers().await?;
+        self.parts.usage.flush().await;
+        let writers = self.parts.store.usage_writers().await?;
         Ok(self.slack(tick, &writers, cutoff, now).map(|slack| cutoff - slack))
     }
 
@@ -299,9 +302,9 @@ impl Sweeper {
         cutoff: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Option<TimeDelta> {
-        match judge_usage(writers, self.leadership.replica_id(), cutoff, self.policy.recording_slack, now) {
+        match judge_usage(writers, self.parts.leadership.replica_id(), cutoff, self.parts.policy.recording_slack, now) {
             UsageVerdict::Exact => Some(TimeDelta::zero()),
-            UsageVerdict::CountSlack => Some(self.policy.recording_slack),
+            UsageVerdict::CountSlack => Some(self.parts.policy.recording_slack),
             UsageVerdict::Wait { replica_id } => {
                 let wait = format!("usage not flushed by replica {replica_id}");
                 if !tick.waits.contains(&wait) {
@@ -315,14 +318,14 @@ impl Sweeper {
 
     /// Removes events that are old enough, if any ever are.
     async fn forget_events(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), SweepJobError> {
-        let Some(retention) = self.policy.event_retention else { return Ok(()) };
+        let Some(retention) = self.parts.policy.event_retention else { return Ok(()) };
         let mut forgot_at = self.forgot_at.lock().await;
         if forgot_at.is_some_and(|last| last <= now && now < last + FORGET_EVERY) {
             return Ok(());
         }
         loop {
-            let lease = self.leadership.lease().await?;
-            let removed = repeat(|| self.store.forget_events(&lease, now - retention, FORGET_ROWS)).await?;
+            let lease = self.parts.leadership.lease().await?;
+            let removed = repeat(|| self.parts.store.forget_events(&lease, now - retention, FORGET_ROWS)).await?;
             tick.events_removed += removed;
             if removed == 0 {
                 *forgot_at = Some(now);
@@ -342,8 +345,8 @@ impl Sweeper {
             }
             let mut after = None;
             loop {
-                let lease = self.leadership.lease().await?;
-                let page = repeat(|| self.store.rescue_ineligible(&lease, plan, after.clone(), now)).await?;
+                let lease = self.parts.leadership.lease().await?;
+                let page = repeat(|| self.parts.store.rescue_ineligible(&lease, plan, after.clone(), now)).await?;
                 tick.entries_kept += page.rescued;
                 after = page.next;
                 if after.is_none() {
@@ -361,9 +364,9 @@ impl Sweeper {
     async fn delete(&self, tick: &mut SweepTick, ahead: TimeDelta, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         let mut after = None;
         let mut writers = None;
-        let mut pace = Pace::new(self.policy.delete_batch);
+        let mut pace = Pace::new(self.parts.policy.delete_batch);
         loop {
-            let due = self.store.due_lots(after.take(), PAGE, now).await?;
+            let due = self.parts.store.due_lots(after.take(), PAGE, now).await?;
             let Some(last) = due.last() else { return Ok(()) };
             after = Some((last.plan_id.clone(), last.agency_id.clone()));
             let mut ready = Vec::with_capacity(due.len());
@@ -375,8 +378,8 @@ impl Sweeper {
                     continue;
                 }
                 if writers.is_none() {
-                    self.usage.flush().await;
-                    writers = Some(self.store.usage_writers().await?);
+                    self.parts.usage.flush().await;
+                    writers = Some(self.parts.store.usage_writers().await?);
                 }
                 let known = writers.as_deref().unwrap_or_default();
                 if let Some(slack) = self.slack(tick, known, idle_since(lot.delete_at), now) {
@@ -406,16 +409,17 @@ impl Sweeper {
                 slack: *slack,
             };
             let order = BatchOrder { plan_id, lots: lots.iter().take(fit).map(order).collect(), limit };
-            let lease = self.leadership.lease().await?;
+            let lease = self.parts.leadership.lease().await?;
             let (done, took) = repeat(|| async {
-                let begun = self.watch.lived();
-                self.store
+                let begun = self.parts.watch.lived();
+                self.parts
+                    .store
                     .delete_batch(&lease, &order, now)
                     .await
-                    .map(|done| (done, self.watch.lived().saturating_sub(begun)))
+                    .map(|done| (done, self.parts.watch.lived().saturating_sub(begun)))
             })
             .await?;
-            let (mut worked, mut outcomes) = (0, done.iter());
+            let (mut worked, mut outcomes, before) = (0, done.iter(), tick.keys_deleted);
             lots.retain(|_| match outcomes.next() {
                 // Not of this batch.
                 None => true,
@@ -428,9 +432,14 @@ impl Sweeper {
                     !closed && deleted + kept > 0
                 }
             });
+            metrics::counter!(SWEEP_KEYS_DELETED.name).increment(tick.keys_deleted - before);
             pace.note(worked, took);
+            if pace.is_time_to_speak() {
+                let (keys_deleted, lots_executed) = (tick.keys_deleted, tick.lots_executed);
+                tracing::info!(plan_id = %order.plan_id, keys_deleted, lots_executed, "a sweep is deleting");
+            }
             tick.longest_batch_ms = tick.longest_batch_ms.max(millis(took));
-            self.signal.bump();
+            self.parts.signal.bump();
         }
         Ok(())
     }

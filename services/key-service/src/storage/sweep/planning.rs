@@ -42,13 +42,12 @@ pub(super) async fn make(
         completed_at: None,
         entry_count: 0,
         lot_count: 0,
-        active_key_count: 0,
+        active_key_count: draft.active_key_count,
     };
     if !claim(&tx, &plan).await? {
         tx.rollback().await?;
         return Ok(None);
     }
-    plan.active_key_count = active_keys(&tx).await?;
     // Written first and counted then: the keys are read once. Above the breaker, what was written is undone.
     let trial = tx.begin().await?;
     write(&trial, &mut plan).await?;
@@ -115,32 +114,37 @@ async fn claim(tx: &DatabaseTransaction, plan: &Plan) -> Result<bool, StorageErr
     Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
 }
 
-/// Which keys a plan lists: the key is `k`, the cutoff parameter 1.
-fn listed() -> String {
+/// Which keys a plan lists: the key is `k`, the cutoff parameter 1, and from 3 on the plans whose lots are not all closed, if there are
+/// any. Only their entries are asked for: those of deleted keys stay for good.
+fn listed(unclosed: usize) -> String {
+    let idle = format!("k.state = 1 AND k.revoke_at IS NULL AND {} <= $1", last_use("k"));
+    if unclosed == 0 {
+        return idle;
+    }
+    let plans: Vec<_> = (3..3 + unclosed).map(|place| format!("${place}")).collect();
     format!(
-        "k.state = 1 AND k.revoke_at IS NULL AND {} <= $1 \
-         AND NOT EXISTS (SELECT 1 FROM sweep_entries o WHERE o.key_id = k.id AND o.state = 1)",
-        last_use("k")
+        "{idle} AND NOT EXISTS (SELECT 1 FROM sweep_entries o WHERE o.key_id = k.id AND o.state = 1 AND o.plan_id IN ({}))",
+        plans.join(", ")
     )
 }
 
-/// All ACTIVE keys.
-async fn active_keys(tx: &DatabaseTransaction) -> Result<i64, StorageError> {
-    let sql = "SELECT COUNT(*) AS keys FROM api_keys k WHERE k.state = 1";
-    let row = tx.query_one_raw(statement(tx, sql, Vec::new())).await?;
-    let row = row.ok_or_else(|| StorageError::Internal("a count has no row".to_owned()))?;
-    Ok(row.try_get("", "keys")?)
+/// The published plans that have lots which are not closed.
+async fn unclosed_plans(tx: &DatabaseTransaction) -> Result<Vec<String>, StorageError> {
+    let open = plans::Entity::find().select_only().column(plans::Column::PlanId);
+    Ok(open.filter(plans::Column::State.eq(PlanState::Open.code())).into_tuple().all(tx).await?)
 }
 
 /// Writes entries and lots, and counts them.
 async fn write(tx: &DatabaseTransaction, plan: &mut Plan) -> Result<(), StorageError> {
+    let unclosed = unclosed_plans(tx).await?;
     let sql = format!(
         "INSERT INTO sweep_entries (plan_id, agency_id, key_id, location_id, display_name, display_prefix, created_at, last_used_at, state) \
          SELECT CAST($2 AS TEXT), k.agency_id, k.id, k.location_id, k.display_name, k.display_prefix, k.created_at, k.last_used_at, 1 \
          FROM api_keys k WHERE {} ORDER BY k.agency_id, k.id",
-        listed()
+        listed(unclosed.len())
     );
-    let values = vec![to_micros(plan.idle_since).into(), plan.plan_id.as_str().into()];
+    let mut values = vec![to_micros(plan.idle_since).into(), plan.plan_id.as_str().into()];
+    values.extend(unclosed.into_iter().map(Into::into));
     let entries = tx.execute_raw(statement(tx, sql, values)).await?.rows_affected();
 
     let sql = "INSERT INTO sweep_lots (plan_id, agency_id, state, delete_at, last_delete_at, entry_count, state_reason, swept_through) \

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
+use key_service::app::figures::FigureKeeper;
 use key_service::app::keys::{KeyParts, KeySettings, Keys, RevealLimiter};
-use key_service::app::sweep::{EventSignal, Leadership, SweepService, Sweeper, UsageFlush};
+use key_service::app::sweep::{EventSignal, Leadership, SweepService, Sweeper, SweeperParts, UsageFlush};
 use key_service::app::upkeep::Upkeep;
 use key_service::app::verify::{GuessSettings, UsageRecorder, Verifier, VerifierParts};
 use key_service::domain::sweep::SweepPolicy;
@@ -89,7 +90,16 @@ impl Replica {
         let leadership = Arc::new(Leadership::new(sweep.clone(), clock.clone(), name, policy.lease));
         let service =
             SweepService::new(sweep.clone(), clock.clone(), policy, events.clone(), leadership.clone(), watch.clone());
-        let sweeper = Sweeper::new(sweep, flushing.clone(), ids, policy, events, leadership, watch.clone());
+        let sweeper = Sweeper::new(SweeperParts {
+            store: sweep,
+            usage: flushing.clone(),
+            figures: Arc::new(FigureKeeper::new(store.clone())),
+            ids,
+            policy,
+            signal: events,
+            leadership,
+            watch: watch.clone(),
+        });
         let upkeep = Upkeep::new(store);
         Self { keys, verifier, sweeper, service, watch, flushing, upkeep, clock: clock.clone() }
     }

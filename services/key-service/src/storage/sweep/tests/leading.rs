@@ -123,6 +123,7 @@ both_databases! {
             last_delete_at: d() + TimeDelta::days(14),
             stage_window: TimeDelta::hours(6),
             breaker: Breaker::default(),
+            active_key_count: 1,
         };
         let made = only_the_holder(&house, "make_plan", async |lease| house.store.make_plan(lease, &draft, plan_time()).await).await;
         assert_eq!(made.map(|plan| plan.entry_count), Some(1));
@@ -177,15 +178,16 @@ both_databases! {
         for seen in [false, true] {
             let gate = Arc::new(Gate { arrived: Semaphore::new(0), open: Semaphore::new(0) });
             let name = if seen { "rep_slow" } else { "rep_stopped" };
-            let paused = Sweeper::new(
-                Arc::new(house.store.clone()),
-                gate.clone(),
-                IdGenerator::new(Arc::new(SeededEntropy::new(9))),
-                SweepPolicy::default(),
-                EventSignal::new(),
-                leadership(&house.store, house.clock.clone(), name),
-                Arc::new(JumpWatch::new(house.clock.clone())),
-            );
+            let paused = Sweeper::new(SweeperParts {
+                store: Arc::new(house.store.clone()),
+                usage: gate.clone(),
+                figures: figures(&house.db),
+                ids: IdGenerator::new(Arc::new(SeededEntropy::new(9))),
+                policy: SweepPolicy::default(),
+                signal: EventSignal::new(),
+                leadership: leadership(&house.store, house.clock.clone(), name),
+                watch: Arc::new(JumpWatch::new(house.clock.clone())),
+            });
             let now = house.clock.now();
             let (tick, ()) = tokio::join!(paused.tick(now), async {
                 gate.arrived.acquire().await.unwrap().forget();

@@ -27,10 +27,12 @@ use service_kit::time::{from_micros, to_micros};
 use sha2::{Digest, Sha256};
 
 use super::SqlSweepStore;
+use super::codes::Coded;
 use super::entities::{entries, events, lease, lots};
+use crate::app::figures::FigureKeeper;
 use crate::app::sweep::{
-    EventSignal, Leadership, Lease, LotView, NoticeReply, NoticeResult, OperatorCall, PlanView, SweepDesk, SweepReads,
-    SweepService, SweepTick, Sweeper, UsageFlush,
+    EntryFilter, EventSignal, Leadership, Lease, LotView, NoticeReply, NoticeResult, OperatorCall, PlanView, SweepDesk,
+    SweepReads, SweepService, SweepTick, Sweeper, SweeperParts, UsageFlush,
 };
 use crate::domain::audit::Origin;
 use crate::domain::sweep::{
@@ -38,7 +40,7 @@ use crate::domain::sweep::{
     Stage, SweepPolicy,
 };
 use crate::storage::entities::{api_keys, audit_events, usage_writers};
-use crate::storage::{Migrator, StorageError, sweep};
+use crate::storage::{Migrator, SqlStore, StorageError, sweep};
 
 pub(crate) const TICK: TimeDelta = TimeDelta::microseconds(1);
 
@@ -88,7 +90,7 @@ impl House {
         let signal = EventSignal::new();
         let watch = Arc::new(JumpWatch::new(clock.clone()));
         let leadership = leadership(&store, clock.clone(), "rep_me");
-        let sweeper = Arc::new(sweeper(&store, policy, &signal, 7, leadership.clone(), watch.clone()));
+        let sweeper = Arc::new(sweeper((&db, &store), policy, &signal, 7, leadership.clone(), watch.clone()));
         let service = SweepService::new(Arc::new(store.clone()), clock.clone(), policy, signal, leadership, watch);
         Self { db, store, clock, sweeper, service, policy, _database: database }
     }
@@ -101,7 +103,14 @@ impl House {
     /// Another replica's sweeper on the same database, by a clock of its own.
     pub(crate) fn another_sweeper_by(&self, clock: Arc<dyn Clock>) -> Sweeper {
         let leadership = leadership(&self.store, clock.clone(), "rep_other");
-        sweeper(&self.store, self.policy, &EventSignal::new(), 8, leadership, Arc::new(JumpWatch::new(clock)))
+        sweeper(
+            (&self.db, &self.store),
+            self.policy,
+            &EventSignal::new(),
+            8,
+            leadership,
+            Arc::new(JumpWatch::new(clock)),
+        )
     }
 
     /// The lease as its holder knows it, whoever that is.
@@ -195,13 +204,15 @@ impl House {
         lots.into_iter().find(|view| view.lot.agency_id == agency).expect("lot")
     }
 
+    /// The entry of a key, as it is seen.
     pub(crate) async fn entry(&self, key_id: &str) -> entries::Model {
-        entries::Entity::find()
-            .filter(entries::Column::KeyId.eq(key_id))
-            .one(&self.db)
-            .await
-            .expect("query")
-            .expect("entry")
+        let stored = entries::Entity::find().filter(entries::Column::KeyId.eq(key_id)).one(&self.db).await;
+        let stored = stored.expect("query").expect("entry");
+        let (plan_id, agency_id) = (stored.plan_id.clone(), Some(stored.agency_id.clone()));
+        let filter = EntryFilter { plan_id, agency_id, state: None };
+        let seen = self.store.entries(&filter, None, 10_000).await.expect("entries");
+        let seen = seen.into_iter().find(|entry| entry.key_id == key_id).expect("entry");
+        entries::Model { state: seen.state.code(), ended_at: seen.ended_at.map(to_micros), ..stored }
     }
 
     pub(crate) async fn entry_state(&self, key_id: &str) -> i16 {
@@ -302,7 +313,7 @@ impl House {
 }
 
 fn sweeper(
-    store: &SqlSweepStore,
+    (db, store): (&DatabaseConnection, &SqlSweepStore),
     policy: SweepPolicy,
     signal: &EventSignal,
     seed: u64,
@@ -310,7 +321,20 @@ fn sweeper(
     watch: Arc<JumpWatch>,
 ) -> Sweeper {
     let ids = IdGenerator::new(Arc::new(SeededEntropy::new(seed)));
-    Sweeper::new(Arc::new(store.clone()), Arc::new(NothingToFlush), ids, policy, signal.clone(), leadership, watch)
+    Sweeper::new(SweeperParts {
+        store: Arc::new(store.clone()),
+        usage: Arc::new(NothingToFlush),
+        figures: figures(db),
+        ids,
+        policy,
+        signal: signal.clone(),
+        leadership,
+        watch,
+    })
+}
+
+fn figures(db: &DatabaseConnection) -> Arc<FigureKeeper> {
+    Arc::new(FigureKeeper::new(Arc::new(SqlStore::new(db.clone()))))
 }
 
 fn leadership(store: &SqlSweepStore, clock: Arc<dyn Clock>, replica_id: &str) -> Arc<Leadership> {
@@ -382,7 +406,6 @@ pub(crate) fn counted(planned: i64, rescued: i64, deleted: i64, spared: i64) -> 
 
 #[test]
 fn the_states_of_the_tests_are_those_of_the_database() {
-    use super::codes::Coded;
     assert_eq!(EntryState::ALL.map(Coded::code), [PLANNED, RESCUED, DELETED, SPARED]);
     assert_eq!(LotState::Open.code(), 1);
     assert_eq!(d().to_rfc3339(), "2027-01-01T00:00:00+00:00");

@@ -178,6 +178,7 @@ both_databases! {
             last_delete_at: d() + TimeDelta::days(104),
             stage_window: TimeDelta::hours(6),
             breaker: Breaker::default(),
+            active_key_count: 1,
         };
         let made = house.store.make_plan(&house.lease().await, &draft, plan_time()).await.unwrap().unwrap();
         assert_eq!(made.entry_count, 0);
