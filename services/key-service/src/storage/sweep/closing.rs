@@ -9,6 +9,7 @@ use sea_orm::{
     QuerySelect,
 };
 use serde_json::json;
+use service_kit::rows::{Column, Rows};
 use service_kit::time::to_micros;
 
 use super::codes::{self, Coded};
@@ -43,7 +44,7 @@ pub(super) async fn counts(db: &impl ConnectionTrait, plan_id: &str) -> Result<L
 
 /// The entries of some lots of a plan, by state.
 pub(super) async fn counts_of_lots(
-    tx: &DatabaseTransaction,
+    tx: &impl ConnectionTrait,
     plan_id: &str,
     agencies: &[&str],
 ) -> Result<BTreeMap<String, LotCounts>, StorageError> {
@@ -52,22 +53,22 @@ pub(super) async fn counts_of_lots(
     if agencies.is_empty() {
         return Ok(all);
     }
-    let rows: Vec<(String, i16, i64)> = entries::Entity::find()
-        .select_only()
-        .column(entries::Column::AgencyId)
-        .column(entries::Column::State)
-        .column_as(entries::Column::KeyId.count(), "number")
-        .filter(entries::Column::PlanId.eq(plan_id))
-        .filter(entries::Column::AgencyId.is_in(agencies.iter().copied()))
-        .group_by(entries::Column::AgencyId)
-        .group_by(entries::Column::State)
-        .into_tuple()
-        .all(tx)
-        .await?;
-    for (agency_id, state, number) in rows {
-        codes::count(all.entry(agency_id).or_default(), state, number)?;
+    let lots = Rows::new("t").column("agency_id", Column::Text(agencies.iter().map(|one| (*one).to_owned()).collect()));
+    let (relation, values) = lots.relation(tx.get_database_backend(), 2);
+    let values = [vec![plan_id.into()], values].concat();
+    for row in tx.query_all_raw(statement(tx, counting(&relation), values)).await? {
+        let counts = all.entry(row.try_get("", "agency_id")?).or_default();
+        codes::count(counts, row.try_get("", "state")?, row.try_get("", "number")?)?;
     }
     Ok(all)
+}
+
+/// How many entries of the lots `t` are in each state; parameter 1 is the plan.
+pub(super) fn counting(lots: &str) -> String {
+    format!(
+        "SELECT t.agency_id, e.state, COUNT(*) AS number FROM {lots} CROSS JOIN sweep_entries e \
+         WHERE e.plan_id = $1 AND e.agency_id = t.agency_id GROUP BY t.agency_id, e.state"
+    )
 }
 
 /// Closes lots of a plan, whose rows the caller has locked, as executed.
@@ -106,14 +107,17 @@ async fn set_state(
     state: LotState,
     reason: &str,
 ) -> Result<(), StorageError> {
-    lots::Entity::update_many()
-        .col_expr(lots::Column::State, Expr::value(state.code()))
-        .col_expr(lots::Column::HoldReason, Expr::value(Option::<i16>::None))
-        .col_expr(lots::Column::StateReason, Expr::value(reason))
-        .filter(lots::Column::PlanId.eq(plan_id))
-        .filter(lots::Column::AgencyId.is_in(agencies))
-        .exec(tx)
-        .await?;
+    // The plan is a column, since SQLite would begin with all lots of one that is given.
+    let rows = Rows::new("t")
+        .column("plan_id", Column::Text(vec![plan_id.to_owned(); agencies.len()]))
+        .column("agency_id", Column::Text(agencies.to_vec()));
+    let (relation, values) = rows.relation(tx.get_database_backend(), 3);
+    let sql = format!(
+        "UPDATE sweep_lots SET state = $1, hold_reason = NULL, state_reason = $2 FROM {relation} \
+         WHERE sweep_lots.plan_id = t.plan_id AND sweep_lots.agency_id = t.agency_id"
+    );
+    let values = [vec![state.code().into(), reason.into()], values].concat();
+    tx.execute_raw(statement(tx, sql, values)).await?;
     Ok(())
 }
 
@@ -281,6 +285,8 @@ pub(super) async fn complete_plan(
     if has_unclosed(db, plan_id).await? {
         return Ok(false);
     }
+    // Of closed lots, so that nothing of it changes any more: long plans need not be locked while they are counted.
+    let counts = counts(db, plan_id).await?;
     let tx = lease::begin(db, lease).await?;
     let completed = plans::Entity::update_many()
         .col_expr(plans::Column::State, Expr::value(PlanState::Completed.code()))
@@ -294,7 +300,6 @@ pub(super) async fn complete_plan(
     if completed.rows_affected == 0 {
         return Ok(false);
     }
-    let counts = counts(&tx, plan_id).await?;
     let (deleted_count, rescued_count, spared_count) = (counts.deleted, counts.rescued, counts.spared);
     let mut journal = Journal::of_sweep(now);
     let detail =

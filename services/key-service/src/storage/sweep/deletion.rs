@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait, FromQueryResult,
+    QueryFilter,
 };
 use serde_json::json;
 use service_kit::rows::{Column, Rows};
@@ -52,17 +52,24 @@ pub(super) async fn due_lots(
     Ok(due)
 }
 
+/// Agencies as rows `t`.
+fn of_agencies(agencies: &[&str]) -> Rows {
+    let ids = agencies.iter().map(|agency_id| (*agency_id).to_owned()).collect();
+    Rows::new("t").column("agency_id", Column::Text(ids))
+}
+
 /// The receipts of some lots of a plan, by agency.
 pub(super) async fn receipts_of(
     tx: &impl ConnectionTrait,
     plan_id: &str,
     agencies: &[&str],
 ) -> Result<HashMap<String, Receipts>, StorageError> {
-    let rows = receipts::Entity::find()
-        .filter(receipts::Column::PlanId.eq(plan_id))
-        .filter(receipts::Column::AgencyId.is_in(agencies.iter().copied()))
-        .all(tx)
-        .await?;
+    let (relation, values) = of_agencies(agencies).relation(tx.get_database_backend(), 2);
+    let sql = format!(
+        "SELECT r.* FROM {relation} CROSS JOIN sweep_receipts r WHERE r.plan_id = $1 AND r.agency_id = t.agency_id"
+    );
+    let values = [vec![plan_id.into()], values].concat();
+    let rows = receipts::Entity::find().from_raw_sql(statement(tx, sql, values)).all(tx).await?;
     let mut all: HashMap<String, Receipts> = HashMap::new();
     for row in &rows {
         all.entry(row.agency_id.clone()).or_default().insert(codes::receipt(row)?);
@@ -75,6 +82,18 @@ pub(super) struct Stretch<'a> {
     pub(super) lot: &'a LotOrder,
     pub(super) first_key: &'a str,
     pub(super) last_key: &'a str,
+}
+
+/// Stretches as rows `t`.
+fn ranges(stretches: &[Stretch<'_>]) -> Rows {
+    let mut columns = [Vec::new(), Vec::new(), Vec::new()];
+    for stretch in stretches {
+        columns[0].push(stretch.lot.agency_id.clone());
+        columns[1].push(stretch.first_key.to_owned());
+        columns[2].push(stretch.last_key.to_owned());
+    }
+    let [agencies, first_keys, last_keys] = columns.map(Column::Text);
+    Rows::new("t").column("agency_id", agencies).column("first_key", first_keys).column("last_key", last_keys)
 }
 
 /// What became of the entries of one lot.
@@ -135,13 +154,15 @@ async fn lock_lots(
     now: DateTime<Utc>,
 ) -> Result<HashMap<String, Vec<LotBlock>>, StorageError> {
     let agencies: Vec<&str> = order.lots.iter().map(|lot| lot.agency_id.as_str()).collect();
-    let rows = lots::Entity::find()
-        .filter(lots::Column::PlanId.eq(&order.plan_id))
-        .filter(lots::Column::AgencyId.is_in(agencies.iter().copied()))
-        .order_by_asc(lots::Column::AgencyId)
-        .lock_exclusive()
-        .all(tx)
-        .await?;
+    let backend = tx.get_database_backend();
+    let (relation, values) = of_agencies(&agencies).relation(backend, 2);
+    let lock = if backend == DbBackend::Postgres { " FOR UPDATE OF l" } else { "" };
+    let sql = format!(
+        "SELECT l.* FROM {relation} CROSS JOIN sweep_lots l WHERE l.plan_id = $1 AND l.agency_id = t.agency_id \
+         ORDER BY l.agency_id{lock}"
+    );
+    let values = [vec![order.plan_id.as_str().into()], values].concat();
+    let rows = lots::Entity::find().from_raw_sql(statement(tx, sql, values)).all(tx).await?;
     if rows.len() != agencies.len() {
         return Err(StorageError::Internal(format!("plan {} has lost a lot", order.plan_id)));
     }
@@ -162,12 +183,22 @@ async fn lock_lots(
     Ok(gates)
 }
 
+/// What a deletion needs of a planned entry.
+#[derive(Debug, FromQueryResult)]
+struct Planned {
+    agency_id: String,
+    key_id: String,
+    location_id: Option<String>,
+    created_at: i64,
+    last_used_at: Option<i64>,
+}
+
 /// The next planned entries in the order of (agency, key), and whether the last lot may have more than these.
 async fn next_entries(
     tx: &DatabaseTransaction,
     order: &BatchOrder,
     open: &[&LotOrder],
-) -> Result<(Vec<entries::Model>, bool), StorageError> {
+) -> Result<(Vec<Planned>, bool), StorageError> {
     let Some((last, short)) = open.split_last() else { return Ok((Vec::new(), false)) };
     let limit = u64::from(order.limit.max(1));
     let mut batch = if short.is_empty() { Vec::new() } else { of_short_lots(tx, &order.plan_id, short, limit).await? };
@@ -184,18 +215,28 @@ async fn of_short_lots(
     plan_id: &str,
     lots: &[&LotOrder],
     limit: u64,
-) -> Result<Vec<entries::Model>, StorageError> {
-    let agencies = lots.iter().map(|lot| lot.agency_id.clone()).collect();
-    let lots = Rows::new("t").column("agency_id", Column::Text(agencies));
-    let (relation, agencies) = lots.relation(tx.get_database_backend(), 3);
-    let sql = format!(
-        "SELECT e.* FROM {relation} CROSS JOIN sweep_lots l CROSS JOIN sweep_entries e \
-         WHERE l.plan_id = $1 AND l.agency_id = t.agency_id \
-         AND e.plan_id = $1 AND e.agency_id = l.agency_id AND e.key_id > l.swept_through AND e.state = 1 ORDER BY e.agency_id, e.key_id LIMIT $2"
-    );
+) -> Result<Vec<Planned>, StorageError> {
+    let agencies: Vec<&str> = lots.iter().map(|lot| lot.agency_id.as_str()).collect();
+    let (relation, agencies) = of_agencies(&agencies).relation(tx.get_database_backend(), 3);
+    let sql = planned(&relation);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let values = [vec![plan_id.into(), limit.into()], agencies].concat();
-    Ok(entries::Entity::find().from_raw_sql(statement(tx, sql, values)).all(tx).await?)
+    Ok(Planned::find_by_statement(statement(tx, sql, values)).all(tx).await?)
+}
+
+/// The next planned entries of a lot: parameters plan, agency, and how many.
+pub(super) const PLANNED_OF_LOT: &str = "SELECT agency_id, key_id, location_id, created_at, last_used_at \
+     FROM sweep_entries WHERE plan_id = $1 AND agency_id = $2 AND state = 1 AND key_id > \
+     (SELECT swept_through FROM sweep_lots WHERE plan_id = $1 AND agency_id = $2) ORDER BY key_id LIMIT $3";
+
+/// As many planned entries of the lots `t` of plan 1 as parameter 2 says.
+pub(super) fn planned(lots: &str) -> String {
+    format!(
+        "SELECT e.agency_id, e.key_id, e.location_id, e.created_at, e.last_used_at \
+         FROM {lots} CROSS JOIN sweep_lots l CROSS JOIN sweep_entries e \
+         WHERE l.plan_id = $1 AND l.agency_id = t.agency_id \
+         AND e.plan_id = $1 AND e.agency_id = l.agency_id AND e.key_id > l.swept_through AND e.state = 1 ORDER BY e.agency_id, e.key_id LIMIT $2"
+    )
 }
 
 /// The next planned entries of a lot that may have any number: no more is read than fits.
@@ -204,19 +245,17 @@ async fn of_last_lot(
     plan_id: &str,
     lot: &LotOrder,
     limit: u64,
-) -> Result<Vec<entries::Model>, StorageError> {
-    let sql = "SELECT * FROM sweep_entries WHERE plan_id = $1 AND agency_id = $2 AND state = 1 AND key_id > \
-               (SELECT swept_through FROM sweep_lots WHERE plan_id = $1 AND agency_id = $2) ORDER BY key_id LIMIT $3";
+) -> Result<Vec<Planned>, StorageError> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let values = vec![plan_id.into(), lot.agency_id.as_str().into(), limit.into()];
-    Ok(entries::Entity::find().from_raw_sql(statement(tx, sql, values)).all(tx).await?)
+    Ok(Planned::find_by_statement(statement(tx, PLANNED_OF_LOT, values)).all(tx).await?)
 }
 
 /// The stretch of each lot that the entries are of, which come lot by lot in the order of their keys.
-fn stretches<'a>(open: &[&'a LotOrder], batch: &'a [entries::Model]) -> Vec<Stretch<'a>> {
+fn stretches<'a>(open: &[&'a LotOrder], batch: &'a [Planned]) -> Vec<Stretch<'a>> {
     let orders: HashMap<&str, &LotOrder> = open.iter().map(|lot| (lot.agency_id.as_str(), *lot)).collect();
     let of_a_lot = batch.chunk_by(|one, next| one.agency_id == next.agency_id);
-    let stretch = |entries: &'a [entries::Model]| {
+    let stretch = |entries: &'a [Planned]| {
         let (first, last) = (entries.first()?, entries.last()?);
         let lot = orders.get(first.agency_id.as_str())?;
         Some(Stretch { lot, first_key: &first.key_id, last_key: &last.key_id })
@@ -262,7 +301,7 @@ async fn set_swept_through(
 struct Batch<'a> {
     plan_id: &'a str,
     stretches: Vec<Stretch<'a>>,
-    entries: &'a [entries::Model],
+    entries: &'a [Planned],
 }
 
 /// Deletes the batch's keys that may be, and lets the others go; answers how many of each, by agency.
@@ -305,7 +344,7 @@ async fn let_go(
     tx: &DatabaseTransaction,
     journal: &mut Journal,
     (plan_id, order): (&str, &LotOrder),
-    entry: &entries::Model,
+    entry: &Planned,
     key: Option<&KeyFacts>,
     now: DateTime<Utc>,
 ) -> Result<bool, StorageError> {
@@ -330,10 +369,7 @@ async fn let_go(
 }
 
 /// Reads what the gate needs of the keys that the statement did not take.
-async fn facts_of(
-    tx: &DatabaseTransaction,
-    left: &[&entries::Model],
-) -> Result<HashMap<String, KeyFacts>, StorageError> {
+async fn facts_of(tx: &DatabaseTransaction, left: &[&Planned]) -> Result<HashMap<String, KeyFacts>, StorageError> {
     if left.is_empty() {
         return Ok(HashMap::new());
     }
@@ -369,18 +405,8 @@ pub(super) async fn delete_keys(
     now: DateTime<Utc>,
 ) -> Result<HashSet<String>, StorageError> {
     let cutoff = |lot: &LotOrder| to_micros(idle_since(lot.delete_at) - lot.slack.max(TimeDelta::zero()));
-    let mut rows = [Vec::new(), Vec::new(), Vec::new()];
-    for stretch in stretches {
-        rows[0].push(stretch.lot.agency_id.clone());
-        rows[1].push(stretch.first_key.to_owned());
-        rows[2].push(stretch.last_key.to_owned());
-    }
-    let [agencies, first_keys, last_keys] = rows.map(Column::Text);
-    let rows = Rows::new("t")
-        .column("agency_id", agencies)
-        .column("idle_since", Column::BigInt(stretches.iter().map(|one| cutoff(one.lot)).collect()))
-        .column("first_key", first_keys)
-        .column("last_key", last_keys);
+    let cutoffs = stretches.iter().map(|one| cutoff(one.lot)).collect();
+    let rows = ranges(stretches).column("idle_since", Column::BigInt(cutoffs));
     let (relation, parameters) = rows.relation(tx.get_database_backend(), 3);
     let values = [vec![to_micros(now).into(), plan_id.into()], parameters].concat();
     let rows = tx.query_all_raw(statement(tx, gate::deletion(&conditions, &relation), values)).await?;
@@ -397,24 +423,29 @@ async fn mark_deleted(
         return Ok(());
     }
     let gone = || batch.entries.iter().filter(|entry| deleted.contains(&entry.key_id));
-    // The plan is a column, since SQLite would begin with all entries of one that is given.
     let rows = Rows::new("t")
-        .column("plan_id", Column::Text(gone().map(|entry| entry.plan_id.clone()).collect()))
+        .column("plan_id", Column::Text(vec![batch.plan_id.to_owned(); deleted.len()]))
         .column("agency_id", Column::Text(gone().map(|entry| entry.agency_id.clone()).collect()))
         .column("key_id", Column::Text(gone().map(|entry| entry.key_id.clone()).collect()));
     let (relation, parameters) = rows.relation(tx.get_database_backend(), 3);
-    let sql = format!(
-        "UPDATE sweep_entries SET state = $1, ended_at = $2 FROM {relation} WHERE sweep_entries.plan_id = t.plan_id \
-         AND sweep_entries.agency_id = t.agency_id AND sweep_entries.key_id = t.key_id AND sweep_entries.state = 1"
-    );
     let head = vec![EntryState::Deleted.code().into(), to_micros(now).into()];
-    let marked = tx.execute_raw(statement(tx, sql, [head, parameters].concat())).await?;
+    let marked = tx.execute_raw(statement(tx, marking(&relation), [head, parameters].concat())).await?;
     if marked.rows_affected() == deleted.len() as u64 {
         Ok(())
     } else {
         // A key must not go without its entry: the transaction is given up.
         Err(StorageError::Conflict("an entry left its lot while its key was deleted".to_owned()))
     }
+}
+
+/// Ends the planned entries `t` in the state and at the instant of parameters 1 and 2.
+///
+/// The plan is a column, and the state is compared so that no index can serve: SQLite would begin with all entries that are planned.
+pub(super) fn marking(entries: &str) -> String {
+    format!(
+        "UPDATE sweep_entries SET state = $1, ended_at = $2 FROM {entries} WHERE sweep_entries.plan_id = t.plan_id \
+         AND sweep_entries.agency_id = t.agency_id AND sweep_entries.key_id = t.key_id AND sweep_entries.state + 0 = 1"
+    )
 }
 
 /// Leaves a key for the next quarter without a word to its admins.

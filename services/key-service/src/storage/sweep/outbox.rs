@@ -1,11 +1,11 @@
 //! The history of events: appended with what they tell of, read from disk.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, EntityTrait};
+use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use service_kit::notify::notify;
+use service_kit::rows::{Column, Rows};
 use service_kit::time::to_micros;
 
-use super::entities::events;
 use super::sql::statement;
 use crate::domain::sweep::NewEvent;
 use crate::storage::StorageError;
@@ -13,7 +13,7 @@ use crate::storage::StorageError;
 /// The channel on which PostgreSQL tells replicas that there are new events.
 pub const SWEEP_EVENTS: &str = "keysweep_sweep_events";
 
-/// Four columns a row: well below the variables that a SQLite statement may have.
+/// Rows of one INSERT: many enough that the statement costs nothing, few enough that they take little memory.
 const INSERT_ROWS: usize = 1_000;
 
 /// Appends events in the given order within the caller's transaction; answers the last one's sequence.
@@ -29,21 +29,24 @@ pub async fn append(tx: &DatabaseTransaction, new: Vec<NewEvent>, now: DateTime<
     let row = tx.query_one_raw(statement(tx, sql, vec![count.into()])).await?;
     let row = row.ok_or_else(|| StorageError::Internal("table sweep_head has lost its row".to_owned()))?;
     let head: i64 = row.try_get("", "sequence")?;
-    let mut rows = Vec::with_capacity(new.len());
-    for (sequence, event) in (head - count + 1..).zip(new) {
-        let payload = serde_json::to_string(&event.payload)
-            .map_err(|error| StorageError::Internal(format!("an event cannot be written: {error}")))?;
-        rows.push(events::ActiveModel {
-            sequence: Set(sequence),
-            occurred_at: Set(to_micros(now)),
-            plan_id: Set(event.plan_id),
-            payload: Set(payload),
-        });
-    }
-    let mut rows = rows.into_iter().peekable();
-    while rows.peek().is_some() {
-        let chunk: Vec<_> = rows.by_ref().take(INSERT_ROWS).collect();
-        events::Entity::insert_many(chunk).exec_without_returning(tx).await?;
+    let mut first = head - count + 1;
+    for chunk in new.chunks(INSERT_ROWS) {
+        let payload = |event: &NewEvent| serde_json::to_string(&event.payload);
+        let payloads: Result<Vec<_>, _> = chunk.iter().map(payload).collect();
+        let payloads =
+            payloads.map_err(|error| StorageError::Internal(format!("an event cannot be written: {error}")))?;
+        let rows = Rows::new("t")
+            .column("sequence", Column::BigInt((first..).take(chunk.len()).collect()))
+            .column("occurred_at", Column::SameBigInt(to_micros(now)))
+            .column("plan_id", Column::text(chunk.iter().map(|event| event.plan_id.clone()).collect()))
+            .column("payload", Column::Text(payloads));
+        let (relation, values) = rows.relation(tx.get_database_backend(), 1);
+        let sql = format!(
+            "INSERT INTO sweep_events (sequence, occurred_at, plan_id, payload) \
+             SELECT t.sequence, t.occurred_at, t.plan_id, t.payload FROM {relation}"
+        );
+        tx.execute_raw(statement(tx, sql, values)).await?;
+        first += i64::try_from(chunk.len()).unwrap_or(i64::MAX);
     }
     notify(tx, SWEEP_EVENTS).await?;
     Ok(head)

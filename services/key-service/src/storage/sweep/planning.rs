@@ -114,8 +114,8 @@ async fn claim(tx: &DatabaseTransaction, plan: &Plan) -> Result<bool, StorageErr
     Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
 }
 
-/// Which keys a plan lists: the key is `k`, the cutoff parameter 1, and from 3 on the plans whose lots are not all closed, if there are
-/// any. Only their entries are asked for: those of deleted keys stay for good.
+/// Which keys a plan lists: the key is `k`, the cutoff parameter 1, and from 3 on the published plans that are not over, if there are
+/// any: only their entries can be planned.
 fn listed(unclosed: usize) -> String {
     let idle = format!("k.state = 1 AND k.revoke_at IS NULL AND {} <= $1", last_use("k"));
     if unclosed == 0 {
