@@ -1,14 +1,14 @@
 //! A key leaves its lot.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, TransactionTrait};
 use service_kit::actor::Actor;
 use service_kit::time::to_micros;
 
 use super::codes::Coded;
 use super::journal::Journal;
 use super::lease;
-use super::sql::{for_update, last_use, statement};
+use super::sql::{for_update, last_use, one_after_the_other, statement};
 use crate::app::sweep::{Lease, ReconcilePage, SweepJobError};
 use crate::domain::audit::Origin;
 use crate::domain::sweep::{EntryState, Plan, RescueCause};
@@ -86,7 +86,11 @@ pub(super) async fn rescue_ineligible(
     );
     let idle_since = to_micros(plan.idle_since);
     let values = [from, vec![last.0.into(), last.1.into(), idle_since.into()]].concat();
-    let found = db.query_all_raw(statement(db, sql, values)).await?;
+    // A scan of all keys for each stretch is what PostgreSQL may take for cheaper.
+    let look = db.begin().await?;
+    one_after_the_other(&look).await?;
+    let found = look.query_all_raw(statement(&look, sql, values)).await?;
+    look.rollback().await?;
     if found.is_empty() {
         return Ok(page);
     }
