@@ -64,6 +64,10 @@ impl Clock for MovedClock {
         Some(self.now())
     }
 
+    fn sleep(&self, by: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(tokio::time::sleep(by))
+    }
+
     fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             while self.now() < at {

@@ -91,6 +91,11 @@ impl Fleet {
         Ok(Self { key, location, notification, _folder: folder })
     }
 
+    /// Moves all clocks forward, to the same instant.
+    fn all_at(&mut self, at: i64) -> anyhow::Result<()> {
+        [&mut self.location, &mut self.notification, &mut self.key].into_iter().try_for_each(|process| process.at(at))
+    }
+
     fn each(&self) -> [(&'static str, &Process); 3] {
         [("key-service", &self.key), ("location-service", &self.location), ("notification-service", &self.notification)]
     }
@@ -112,7 +117,7 @@ pub(crate) async fn run(kind: Kind, size: Size) -> anyhow::Result<Outcome> {
     let mut fleet = Fleet::start(&databases)?;
     // Served only once it has written that it records uses; by then it is idle.
     reached(&databases.key, "SELECT COUNT(*) FROM usage_writers", 1).await?;
-    reached(&databases.key, "SELECT COUNT(*) FROM sweep_subscribers", 0).await?;
+    reached(&databases.key, "SELECT COUNT(*) FROM sweep_subscribers", 1).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let idle = fleet.each().map(|(_, process)| process.resident());
     let mut steps = plan_and_project(&databases, &mut fleet).await?.to_vec();
@@ -130,7 +135,9 @@ pub(crate) async fn run(kind: Kind, size: Size) -> anyhow::Result<Outcome> {
 /// The plan, and its projection: from its commit, after which the sweeper's activation goes on, until all of it is there.
 async fn plan_and_project(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<[Step; 2]> {
     let bound = bounds::plan(&databases.key).await?;
-    fleet.key.at(PLAN_AT + MINUTE)?;
+    // As it has run since the process was started.
+    fleet.key.job("figures")?;
+    fleet.all_at(PLAN_AT + MINUTE)?;
     let begun = Instant::now();
     let sealed = "SELECT COUNT(*) FROM plans WHERE sealed_sequence IS NOT NULL";
     let (made, projected) = std::thread::scope(|scope| {
@@ -177,8 +184,7 @@ async fn publish(fleet: &Fleet, databases: &Databases) -> anyhow::Result<Step> {
 
 /// The first notices, into inboxes and the queue of emails.
 async fn notify(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<Step> {
-    fleet.location.at(PLAN_AT + 2 * MINUTE)?;
-    fleet.notification.at(PLAN_AT + 2 * MINUTE)?;
+    fleet.all_at(PLAN_AT + 2 * MINUTE)?;
     let told = fleet.notification.job("notification.dispatch")?;
     let count = databases.notification.number("SELECT COUNT(*) FROM stages WHERE state = 2").await?.unsigned_abs();
     let lots = databases.notification.number("SELECT COUNT(*) FROM lots").await?.unsigned_abs();
@@ -202,7 +208,7 @@ async fn delete(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<(Ste
         databases.key.execute("VACUUM ANALYZE sweep_receipts").await?;
     }
     let due = databases.key.number("SELECT COUNT(*) FROM sweep_entries WHERE state = 1").await?.unsigned_abs();
-    fleet.key.at(DELETE_AT + MINUTE)?;
+    fleet.all_at(DELETE_AT + MINUTE)?;
     let swept = fleet.key.job("sweeper")?;
     let count = databases.key.number("SELECT COUNT(*) FROM api_keys WHERE state = 3").await?.unsigned_abs();
     ensure!(count == due, "{count} of {due} keys were deleted: {}", swept.detail);

@@ -94,6 +94,15 @@ impl TestDatabase {
         postgres::restart(crash);
     }
 
+    /// Gives the PostgreSQL server of this process so much shared memory, such as `1GB`: for benchmarks, whose tables are larger than its
+    /// default of 128 MiB.
+    ///
+    /// # Panics
+    /// When a database was made before.
+    pub fn share_memory(buffers: &'static str) {
+        postgres::share(buffers);
+    }
+
     /// The configuration of a service that uses it.
     pub fn config(&self) -> DatabaseConfig {
         DatabaseConfig {

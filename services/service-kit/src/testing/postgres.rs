@@ -16,6 +16,7 @@ struct Cluster {
 }
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+static SHARED_BUFFERS: OnceLock<&'static str> = OnceLock::new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 /// The URL of a new, empty database.
@@ -71,6 +72,12 @@ fn execute(sql: &str) {
     run(Command::new(tool("psql")).args(["-h", &socket, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-qc", sql]));
 }
 
+/// Gives the server more shared memory than its own default of 128 MiB.
+pub(super) fn share(buffers: &'static str) {
+    assert!(CLUSTER.get().is_none(), "the server runs already");
+    let _ = SHARED_BUFFERS.set(buffers);
+}
+
 /// Restarts the cluster: in an orderly way, which breaks off what is under way, or as after a crash of the server.
 pub(super) fn restart(crash: bool) {
     let cluster = CLUSTER.get_or_init(start);
@@ -92,8 +99,9 @@ fn start() -> Cluster {
         &["-D", &data_text, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
     ));
     // A test's data need not outlive the machine.
+    let shared = SHARED_BUFFERS.get().map(|buffers| format!(" -c shared_buffers={buffers}")).unwrap_or_default();
     let options = format!(
-        "-k {socket} -c listen_addresses='' -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=400"
+        "-k {socket} -c listen_addresses='' -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=400{shared}"
     );
     let log = data.join("server.log").display().to_string();
     run(&mut unprivileged(&tool("pg_ctl"), &["-D", &data_text, "-o", &options, "-l", &log, "-w", "start"]));
