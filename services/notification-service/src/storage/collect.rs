@@ -6,14 +6,15 @@ use chrono::{DateTime, Utc};
 use sea_orm::prelude::*;
 use sea_orm::sea_query::{Cond, ExprTrait, LockBehavior, LockType, OnConflict, Order, Query};
 use sea_orm::{
-    ActiveValue::Set, Condition, ConnectionTrait, DatabaseTransaction, DbErr, QueryOrder, QueryResult, Statement,
+    ActiveValue::Set, Condition, ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, Iterable, QueryResult,
+    Statement,
 };
 use service_kit::rows::{Column, Rows};
 use service_kit::time::to_micros;
 
 use super::entities::{location_names, lots, notice_scopes, plans, stage_recipients, stages};
-use super::stages::{Key, StageState, around, key_of_row};
-use crate::app::ports::{StageId, StorageError};
+use super::stages::{Key, StageState};
+use crate::app::ports::StageId;
 use crate::domain::plan::{HoldReason, LotState, PlanState};
 use crate::domain::recipient::{AgencyFacts, Reach, RecipientChunk};
 
@@ -28,21 +29,33 @@ pub(super) fn lease_is_over(now: DateTime<Utc>) -> Condition {
 }
 
 /// Stages that are due, of lots that can be told: no operator holds them, and everything that their last receipt brought about is
-/// known. Within a transaction that claims them, those that another one is claiming are passed over.
+/// known. Those that wait for their first notices come before those that look for somebody to tell again. Within a transaction that
+/// claims them, those that another one is claiming are passed over.
 pub(super) async fn due(
     db: &impl ConnectionTrait,
     now: DateTime<Utc>,
     limit: u64,
     claiming: bool,
-) -> Result<Vec<stages::Model>, StorageError> {
+) -> Result<Vec<stages::Model>, DbErr> {
+    let mut rows = due_in(db, StageState::Waiting, now, limit, claiming).await?;
+    let left = limit.saturating_sub(rows.len() as u64);
+    if left > 0 {
+        rows.extend(due_in(db, StageState::Dispatched, now, left, claiming).await?);
+    }
+    Ok(rows)
+}
+
+/// Those in one state, in the order of an index, so that no more is read than there is room for.
+async fn due_in(
+    db: &impl ConnectionTrait,
+    state: StageState,
+    now: DateTime<Utc>,
+    limit: u64,
+    claiming: bool,
+) -> Result<Vec<stages::Model>, DbErr> {
     let stage = |column: stages::Column| Expr::col((stages::Entity, column));
     let lot = |column: lots::Column| Expr::col((lots::Entity, column));
     let plan = |column: plans::Column| Expr::col((plans::Entity, column));
-    let looking = Cond::any().add(stage(stages::Column::State).eq(StageState::Waiting.code())).add(
-        Cond::all()
-            .add(stage(stages::Column::State).eq(StageState::Dispatched.code()))
-            .add(stage(stages::Column::HoldReason).is_not_null()),
-    );
     let tellable = Cond::any().add(lot(lots::Column::State).eq(LotState::Open.code())).add(
         Cond::all()
             .add(lot(lots::Column::State).eq(LotState::Held.code()))
@@ -57,11 +70,7 @@ pub(super) async fn due(
         .to_owned();
     let mut select = Query::select();
     select
-        .columns([
-            (stages::Entity, stages::Column::PlanId),
-            (stages::Entity, stages::Column::AgencyId),
-            (stages::Entity, stages::Column::Stage),
-        ])
+        .columns(stages::Column::iter().map(|column| (stages::Entity, column)))
         .from(stages::Entity)
         .inner_join(
             lots::Entity,
@@ -72,29 +81,23 @@ pub(super) async fn due(
         .inner_join(plans::Entity, plan(plans::Column::PlanId).equals((stages::Entity, stages::Column::PlanId)))
         .and_where(plan(plans::Column::State).eq(PlanState::Open.code()))
         .and_where(plan(plans::Column::SealedSequence).is_not_null())
+        .and_where(stage(stages::Column::State).eq(state.code()))
         .and_where(stage(stages::Column::DueAt).lte(to_micros(now)))
         .and_where(
             stage(stages::Column::WaitSequence)
                 .lte(sea_orm::sea_query::SimpleExpr::SubQuery(None, Box::new(applied.into()))),
         )
-        .cond_where(looking)
         .cond_where(tellable)
         .cond_where(free)
         .order_by((stages::Entity, stages::Column::DueAt), Order::Asc)
         .limit(limit);
+    if state == StageState::Dispatched {
+        select.and_where(stage(stages::Column::HoldReason).is_not_null());
+    }
     if claiming {
         select.lock_with_tables_behavior(LockType::Update, [stages::Entity], LockBehavior::SkipLocked);
     }
-    let mut keys = BTreeSet::new();
-    for row in db.query_all(&select).await? {
-        keys.insert((row.try_get("", "plan_id")?, row.try_get("", "agency_id")?, row.try_get("", "stage")?));
-    }
-    if keys.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut rows = around(&keys).order_by_asc(stages::Column::DueAt).all(db).await?;
-    rows.retain(|row| keys.contains(&key_of_row(row)));
-    Ok(rows)
+    db.query_all(&select).await?.iter().map(|row| stages::Model::from_query_result(row, "")).collect()
 }
 
 pub(super) async fn forget_collected(tx: &DatabaseTransaction, id: &StageId) -> Result<(), DbErr> {

@@ -55,13 +55,14 @@ impl Store {
         service_kit::db::begin_write(&self.db).await
     }
 
-    /// A transaction on the queue of emails. It fills and empties within minutes, faster than PostgreSQL's statistics follow: what
-    /// is asked of it has an index each, and takes it whatever the statistics say.
+    /// A transaction on the queue of notices or of emails. They fill and empty within minutes, faster than PostgreSQL's statistics
+    /// follow: what is asked of them has an index each, and takes it whatever the statistics say.
     async fn begin_on_queue(&self) -> Result<DatabaseTransaction, DbErr> {
         let tx = self.begin().await?;
         if tx.get_database_backend() == DatabaseBackend::Postgres {
             tx.execute_unprepared(
-                "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off",
+                "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; \
+                 SET LOCAL jit = off",
             )
             .await?;
         }
