@@ -9,6 +9,7 @@
 //! | `--database D` | both | `sqlite` or `postgres` |
 //! | `--sizes` | | four sizes up to `--keys` with as many stale keys, and four numbers of stale keys among as many: the plot |
 //! | `--plot FILE` | target/bench/scale.svg | where the plot goes |
+//! | `--verify` | | verification beside each step, instead of bounds |
 //! | `--quick` | | seconds instead of minutes: shows that everything runs, measures nothing |
 //!
 //! PostgreSQL is a throwaway cluster, which does not flush to disk, with 1 GiB of shared memory. Keys, agencies and people are written by the database itself; the keys of an
@@ -21,8 +22,11 @@
 //!   table with the same indexes, by binary COPY on PostgreSQL, by `INSERT … SELECT` on SQLite.
 //! - *stream alone*: a client that reads and drops it.
 //! - *dispatch of D15*: inboxes and queued emails of every lot, its people asked of location-service.
-//! - *deletion*: the sweeper's activation at the deletion instant, all receipts given: gate, tombstones, audit, events. Bound: a DELETE
-//!   that asks the same of a key, in batches of 1,000 in the order of the keys, each a transaction.
+//! - *deletion*: the sweeper's activation at the deletion instant, all receipts given: gate, tombstones, audit, events. Bounds, in batches of
+//!   1,000, each a transaction: a DELETE that asks the same of a key, in the order of the keys, from a table without other indexes; the same DELETE lot by lot, with all
+//!   indexes; and the three rows that the rules ask to be written for a key (tombstone, entry, audit event), lot by lot, and nothing else.
+//!
+//! `--verify` has eight callers verify 256 keys all the time, each its next as soon as it has an answer.
 //!
 //! Memory is what each process has resident when idle and at its most. The longest batch is the sweeper's own figure.
 
@@ -35,6 +39,7 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use service_kit::testing::{Kind, TestDatabase};
 
+mod beside;
 mod bounds;
 mod child;
 mod measure;
@@ -67,6 +72,9 @@ struct Options {
     /// Where the plot is written
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Verification beside each step, instead of bounds
+    #[arg(long)]
+    verify: bool,
     /// Few keys: shows in seconds that everything runs, and measures nothing
     #[arg(long)]
     quick: bool,
@@ -110,7 +118,7 @@ async fn run(options: &Options) -> anyhow::Result<()> {
         }
         for size in options.wanted() {
             eprintln!("{}: {} keys, {} stale", report::name(kind), size.keys, size.stale);
-            let outcome = measure::run(kind, size).await?;
+            let outcome = measure::run(kind, size, options.verify).await?;
             report::print(&outcome);
             outcomes.push(outcome);
         }

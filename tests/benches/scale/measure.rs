@@ -10,6 +10,7 @@ use service_kit::testing::Kind;
 use tokio::runtime::Handle;
 use tonic::Request;
 
+use crate::beside::{Calls, Load};
 use crate::bounds;
 use crate::child::{Process, Role};
 use crate::seed::{Database, Databases, Size};
@@ -25,6 +26,9 @@ const MINUTE: i64 = 60_000_000;
 
 /// A step takes no longer than this, however slow the machine.
 const PATIENCE: Duration = Duration::from_secs(1_800);
+
+/// For how long verification is measured beside nothing.
+const ALONE: Duration = Duration::from_secs(5);
 
 /// What a step came to, beside the database's own bound.
 #[derive(Clone, Debug)]
@@ -48,6 +52,8 @@ pub(crate) struct Outcome {
     pub(crate) longest_batch_ms: u64,
     /// Each process's memory when idle and at its most, MiB.
     pub(crate) memory: Vec<(&'static str, f64, f64)>,
+    /// Verification beside each step, if there was any; the first is that beside none.
+    pub(crate) beside: Vec<(&'static str, Calls)>,
 }
 
 impl Outcome {
@@ -111,8 +117,8 @@ async fn reached(database: &Database, sql: &str, least: i64) -> anyhow::Result<(
     Ok(())
 }
 
-/// Runs the quarter.
-pub(crate) async fn run(kind: Kind, size: Size) -> anyhow::Result<Outcome> {
+/// Runs the quarter: each step beside its bound or, with `verified`, beside verification.
+pub(crate) async fn run(kind: Kind, size: Size, verified: bool) -> anyhow::Result<Outcome> {
     let databases = Databases::new(kind, size).await?;
     let mut fleet = Fleet::start(&databases)?;
     // Served only once it has written that it records uses; by then it is idle.
@@ -120,24 +126,68 @@ pub(crate) async fn run(kind: Kind, size: Size) -> anyhow::Result<Outcome> {
     reached(&databases.key, "SELECT COUNT(*) FROM sweep_subscribers", 1).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let idle = fleet.each().map(|(_, process)| process.resident());
-    let mut steps = plan_and_project(&databases, &mut fleet).await?.to_vec();
+    let mut verification = Beside::new(&fleet, verified).await?;
+    let mut steps = plan_and_project(&databases, &mut fleet, &mut verification).await?.to_vec();
     steps.push(publish(&fleet, &databases).await?);
-    steps.push(notify(&databases, &mut fleet).await?);
-    let (deleted, longest_batch_ms) = delete(&databases, &mut fleet).await?;
-    steps.push(deleted);
+    steps.push(notify(&databases, &mut fleet, &mut verification).await?);
+    let (deleted, longest_batch_ms) = delete(&databases, &mut fleet, &mut verification).await?;
+    steps.extend(deleted);
     let mut memory = Vec::new();
     for ((name, process), idle) in fleet.each().into_iter().zip(idle) {
         memory.push((name, idle?, process.peak()?));
     }
-    Ok(Outcome { kind, size, steps, longest_batch_ms, memory })
+    Ok(Outcome { kind, size, steps, longest_batch_ms, memory, beside: verification.noted })
+}
+
+/// Verification beside the steps, if it is wanted.
+struct Beside {
+    load: Option<Load>,
+    noted: Vec<(&'static str, Calls)>,
+}
+
+impl Beside {
+    async fn new(fleet: &Fleet, wanted: bool) -> anyhow::Result<Self> {
+        let mut beside = Self { load: None, noted: Vec::new() };
+        if wanted {
+            beside.load = Some(Load::start(fleet.key.port).await?);
+            tokio::time::sleep(ALONE).await;
+            beside.begin()?;
+            tokio::time::sleep(ALONE).await;
+            beside.end("nothing")?;
+        }
+        Ok(beside)
+    }
+
+    /// A step begins.
+    fn begin(&self) -> anyhow::Result<()> {
+        self.load.as_ref().map_or(Ok(()), |load| load.take().map(drop))
+    }
+
+    /// The step is over.
+    fn end(&mut self, step: &'static str) -> anyhow::Result<()> {
+        if let Some(load) = &self.load {
+            self.noted.push((step, load.take()?));
+        }
+        Ok(())
+    }
+
+    /// Whether steps have the machine to themselves, so that a bound beside them says something.
+    fn is_none(&self) -> bool {
+        self.load.is_none()
+    }
 }
 
 /// The plan, and its projection: from its commit, after which the sweeper's activation goes on, until all of it is there.
-async fn plan_and_project(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<[Step; 2]> {
-    let bound = bounds::plan(&databases.key).await?;
+async fn plan_and_project(
+    databases: &Databases,
+    fleet: &mut Fleet,
+    verification: &mut Beside,
+) -> anyhow::Result<[Step; 2]> {
+    let bound = if verification.is_none() { Some(bounds::plan(&databases.key).await?) } else { None };
     // As it has run since the process was started.
     fleet.key.job("figures")?;
     fleet.all_at(PLAN_AT + MINUTE)?;
+    verification.begin()?;
     let begun = Instant::now();
     let sealed = "SELECT COUNT(*) FROM plans WHERE sealed_sequence IS NOT NULL";
     let (made, projected) = std::thread::scope(|scope| {
@@ -148,14 +198,15 @@ async fn plan_and_project(databases: &Databases, fleet: &mut Fleet) -> anyhow::R
         (made.join(), projected)
     });
     let made = made.map_err(|_| anyhow::anyhow!("the thread that made the plan panicked"))??;
+    verification.end("plan, stream and projection")?;
     ensure!(made.detail["plans_made"] == 1, "no plan was made: {}", made.detail);
     let count = databases.key.number("SELECT COUNT(*) FROM sweep_entries WHERE state = 1").await?.unsigned_abs();
     let seconds = made.detail["plan_ms"].as_f64().unwrap_or(f64::NAN) / 1e3;
-    let plan = Step { name: "plan", seconds, count, of: "keys listed", bound: Some(bound) };
+    let plan = Step { name: "plan", seconds, count, of: "keys listed", bound };
 
     let seconds = (projected? - begun).as_secs_f64() - seconds;
     let count = databases.notification.number("SELECT COUNT(*) FROM entries").await?.unsigned_abs();
-    let bound = Some(bounds::project(&databases.notification).await?);
+    let bound = if verification.is_none() { Some(bounds::project(&databases.notification).await?) } else { None };
     Ok([plan, Step { name: "stream and project", seconds, count, of: "entries", bound }])
 }
 
@@ -183,9 +234,11 @@ async fn publish(fleet: &Fleet, databases: &Databases) -> anyhow::Result<Step> {
 }
 
 /// The first notices, into inboxes and the queue of emails.
-async fn notify(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<Step> {
+async fn notify(databases: &Databases, fleet: &mut Fleet, verification: &mut Beside) -> anyhow::Result<Step> {
     fleet.all_at(PLAN_AT + 2 * MINUTE)?;
+    verification.begin()?;
     let told = fleet.notification.job("notification.dispatch")?;
+    verification.end("dispatch of D15")?;
     let count = databases.notification.number("SELECT COUNT(*) FROM stages WHERE state = 2").await?.unsigned_abs();
     let lots = databases.notification.number("SELECT COUNT(*) FROM lots").await?.unsigned_abs();
     ensure!(count == lots, "{count} of {lots} lots were told: {}", told.detail);
@@ -193,8 +246,12 @@ async fn notify(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<Step
 }
 
 /// All notices are taken for delivered in time; the deletion follows.
-async fn delete(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<(Step, u64)> {
-    let bound = bounds::delete(&databases.key).await?;
+async fn delete(
+    databases: &Databases,
+    fleet: &mut Fleet,
+    verification: &mut Beside,
+) -> anyhow::Result<(Vec<Step>, u64)> {
+    let bounds = if verification.is_none() { Some(bounds::delete(&databases.key).await?) } else { None };
     for (stage, days) in [(1, 15), (2, 7), (3, 1)] {
         let at = DELETE_AT - days * DAY;
         let sql = format!(
@@ -209,11 +266,21 @@ async fn delete(databases: &Databases, fleet: &mut Fleet) -> anyhow::Result<(Ste
     }
     let due = databases.key.number("SELECT COUNT(*) FROM sweep_entries WHERE state = 1").await?.unsigned_abs();
     fleet.all_at(DELETE_AT + MINUTE)?;
+    verification.begin()?;
     let swept = fleet.key.job("sweeper")?;
+    verification.end("deletion")?;
     let count = databases.key.number("SELECT COUNT(*) FROM api_keys WHERE state = 3").await?.unsigned_abs();
     ensure!(count == due, "{count} of {due} keys were deleted: {}", swept.detail);
     ensure!(swept.detail["plans_completed"] == 1, "the plan is not completed: {}", swept.detail);
     let longest = swept.detail["longest_batch_ms"].as_u64().unwrap_or_default();
-    let bound = Some(count as f64 / bound);
-    Ok((Step { name: "deletion", seconds: swept.seconds, count, of: "keys deleted", bound }, longest))
+    let step = |name, bound: Option<f64>| {
+        let bound = bound.map(|seconds| seconds * count as f64);
+        Step { name, seconds: swept.seconds, count, of: "keys deleted", bound }
+    };
+    let mut steps = vec![step("deletion", bounds.as_ref().map(|of| of.dense))];
+    if let Some(of) = bounds {
+        steps.push(step("the same, DELETE by lot", Some(of.by_lot)));
+        steps.push(step("the same, its writes alone", Some(of.writes)));
+    }
+    Ok((steps, longest))
 }

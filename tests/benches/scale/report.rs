@@ -32,6 +32,15 @@ pub(crate) fn print(outcome: &Outcome) {
         );
     }
     println!("\nlongest transaction of the deletion: {} ms", outcome.longest_batch_ms);
+    if let Some((_, alone)) = outcome.beside.first() {
+        println!("\n| verification beside | calls/s | of idle | p50, µs | p99, µs | of idle |");
+        println!("| --- | ---: | ---: | ---: | ---: | ---: |");
+        for (step, calls) in &outcome.beside {
+            let (rate, p99) = (calls.per_s / alone.per_s, calls.p99 / alone.p99);
+            println!("| {step} | {:.0} | {rate:.2} | {:.0} | {:.0} | {p99:.2} |", calls.per_s, calls.p50, calls.p99);
+        }
+        println!();
+    }
     for (process, idle, peak) in &outcome.memory {
         println!("{process}: {idle:.0} MiB idle, {peak:.0} MiB at most");
     }
