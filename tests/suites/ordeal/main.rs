@@ -18,7 +18,12 @@ use std::time::Instant;
 use futures::{StreamExt, stream};
 use ledger::Totals;
 use life::{Outcome, live};
+use mimalloc::MiMalloc;
 use service_kit::entropy::{Entropy, OsEntropy};
+
+/// The services' own.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Quarters of one life, in the long form and in the bounded one.
 const LIFE: u64 = 4;
