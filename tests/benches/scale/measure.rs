@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(1_800);
 /// For how long verification is measured beside nothing.
 const ALONE: Duration = Duration::from_secs(5);
 
+/// After so long every key has been used again.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// What a step came to, beside the database's own bound.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
@@ -150,17 +153,21 @@ impl Beside {
         let mut beside = Self { load: None, noted: Vec::new() };
         if wanted {
             beside.load = Some(Load::start(fleet.key.port).await?);
-            tokio::time::sleep(ALONE).await;
-            beside.begin()?;
+            beside.begin().await?;
             tokio::time::sleep(ALONE).await;
             beside.end("nothing")?;
         }
         Ok(beside)
     }
 
-    /// A step begins.
-    fn begin(&self) -> anyhow::Result<()> {
-        self.load.as_ref().map_or(Ok(()), |load| load.take().map(drop))
+    /// A step begins. The clock was moved for it by days, and the first use of each key in a while is stored before it is answered:
+    /// that is over first.
+    async fn begin(&self) -> anyhow::Result<()> {
+        if let Some(load) = &self.load {
+            tokio::time::sleep(SETTLED).await;
+            load.take()?;
+        }
+        Ok(())
     }
 
     /// The step is over.
@@ -187,7 +194,7 @@ async fn plan_and_project(
     // As it has run since the process was started.
     fleet.key.job("figures")?;
     fleet.all_at(PLAN_AT + MINUTE)?;
-    verification.begin()?;
+    verification.begin().await?;
     let begun = Instant::now();
     let sealed = "SELECT COUNT(*) FROM plans WHERE sealed_sequence IS NOT NULL";
     let (made, projected) = std::thread::scope(|scope| {
@@ -236,7 +243,7 @@ async fn publish(fleet: &Fleet, databases: &Databases) -> anyhow::Result<Step> {
 /// The first notices, into inboxes and the queue of emails.
 async fn notify(databases: &Databases, fleet: &mut Fleet, verification: &mut Beside) -> anyhow::Result<Step> {
     fleet.all_at(PLAN_AT + 2 * MINUTE)?;
-    verification.begin()?;
+    verification.begin().await?;
     let told = fleet.notification.job("notification.dispatch")?;
     verification.end("dispatch of D15")?;
     let count = databases.notification.number("SELECT COUNT(*) FROM stages WHERE state = 2").await?.unsigned_abs();
@@ -266,7 +273,7 @@ async fn delete(
     }
     let due = databases.key.number("SELECT COUNT(*) FROM sweep_entries WHERE state = 1").await?.unsigned_abs();
     fleet.all_at(DELETE_AT + MINUTE)?;
-    verification.begin()?;
+    verification.begin().await?;
     let swept = fleet.key.job("sweeper")?;
     verification.end("deletion")?;
     let count = databases.key.number("SELECT COUNT(*) FROM api_keys WHERE state = 3").await?.unsigned_abs();
