@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sea_orm::sea_query::Query;
-use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::sqlx::{Connection, Executor};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr,
     RuntimeErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
@@ -107,6 +107,10 @@ pub async fn connect(config: &DatabaseConfig) -> anyhow::Result<DatabaseConnecti
         let db = opened.with_context(|| format!("cannot open the SQLite database {}", path.display()))?;
         return Ok(traced(db, "sqlite"));
     }
+    // PostgreSQL would compile a statement that it takes for long, for some 100 ms; here each is short, or is executed once.
+    options.map_sqlx_postgres_pool_opts(|pool| {
+        pool.after_connect(|connection, _| Box::pin(async { connection.execute("SET jit = off").await.map(drop) }))
+    });
     let place = PgConnectOptions::from_str(config.url.expose_secret())
         .map(|o| format!("{}:{}/{}", o.get_host(), o.get_port(), o.get_database().unwrap_or("")))
         .unwrap_or_default();
@@ -299,6 +303,23 @@ mod tests {
         for code in ["23505", "40001", "42601", "57014", "19", "2067", "1", "5", "517", ""] {
             assert!(!is_outage(code), "{code}");
         }
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod postgres {
+    use sea_orm::Statement;
+
+    use super::*;
+    use crate::testing::{Kind, TestDatabase};
+
+    #[tokio::test]
+    #[cfg_attr(keysweep_no_postgres, ignore = "left out: no PostgreSQL server is installed")]
+    async fn no_connection_compiles_statements() {
+        let db = connect(&TestDatabase::new(Kind::Postgres).config()).await.expect("connects");
+        let asked = Statement::from_string(DatabaseBackend::Postgres, "SHOW jit");
+        let row = db.query_one_raw(asked).await.expect("an answer").expect("a row");
+        assert_eq!(row.try_get_by_index::<String>(0).expect("a text"), "off");
     }
 }
 

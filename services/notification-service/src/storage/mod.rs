@@ -61,8 +61,7 @@ impl Store {
         let tx = self.begin().await?;
         if tx.get_database_backend() == DatabaseBackend::Postgres {
             tx.execute_unprepared(
-                "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; \
-                 SET LOCAL jit = off",
+                "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off",
             )
             .await?;
         }

@@ -31,11 +31,10 @@ pub(super) fn for_update(db: &impl ConnectionTrait) -> &'static str {
     }
 }
 
-/// Keeps PostgreSQL from scanning with all processors, since verification runs beside it, and from compiling statements that are
-/// executed once, which takes longer than most of them.
+/// Keeps PostgreSQL from scanning with all processors, since verification runs beside it.
 pub(in crate::storage) async fn without_parallel_workers(tx: &DatabaseTransaction) -> Result<(), StorageError> {
     if tx.get_database_backend() == DbBackend::Postgres {
-        tx.execute_unprepared("SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off").await?;
+        tx.execute_unprepared("SET LOCAL max_parallel_workers_per_gather = 0").await?;
     }
     Ok(())
 }
@@ -45,7 +44,7 @@ pub(in crate::storage) async fn without_parallel_workers(tx: &DatabaseTransactio
 pub(super) async fn one_after_the_other(tx: &DatabaseTransaction) -> Result<(), StorageError> {
     if tx.get_database_backend() == DbBackend::Postgres {
         tx.execute_unprepared(POSTGRES_NESTED_LOOP).await?;
-        tx.execute_unprepared("SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL jit = off").await?;
+        tx.execute_unprepared("SET LOCAL plan_cache_mode = force_custom_plan").await?;
     }
     Ok(())
 }
