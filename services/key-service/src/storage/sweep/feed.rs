@@ -3,13 +3,13 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect, sea_query::OnConflict,
+    QuerySelect, TransactionTrait, sea_query::OnConflict,
 };
 use service_kit::time::{from_micros, to_micros};
 
 use super::codes;
 use super::entities::{entries, events, head, plans, subscribers};
-use super::sql::statement;
+use super::sql::{one_after_the_other, statement};
 use crate::app::sweep::History;
 use crate::domain::sweep::{Entry, EntryState, KeyRange, StoredEvent};
 use crate::storage::StorageError;
@@ -47,7 +47,11 @@ pub(super) async fn chunk(
     let sql = "SELECT * FROM sweep_entries WHERE plan_id = $1 AND (agency_id, key_id) >= ($2, $3) AND (agency_id, key_id) <= ($4, $5) \
                ORDER BY agency_id, key_id";
     let values = [plan_id, &range.first.0, &range.first.1, &range.last.0, &range.last.1].map(Into::into).to_vec();
-    let rows = entries::Entity::find().from_raw_sql(statement(db, sql, values)).all(db).await?;
+    // Prepared for any range, PostgreSQL would read all entries of a large plan for each chunk.
+    let tx = db.begin().await?;
+    one_after_the_other(&tx).await?;
+    let rows = entries::Entity::find().from_raw_sql(statement(&tx, sql, values)).all(&tx).await?;
+    tx.commit().await?;
     let planned = |entry: Entry| Entry { state: EntryState::Planned, cause: None, ended_at: None, ..entry };
     let entries: Result<Vec<_>, _> = rows.into_iter().map(|row| codes::entry(row).map(planned)).collect();
     Ok((from_micros(plan.delete_at), entries?))
