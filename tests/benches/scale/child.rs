@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -21,6 +21,7 @@ use service_kit::jobs::JobRegistry;
 use service_kit::telemetry;
 use service_kit::time::{from_micros, truncate};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Which service a process runs.
@@ -36,28 +37,32 @@ pub(crate) enum Role {
 struct MovedClock {
     begun: Instant,
     start: DateTime<Utc>,
-    moved: Mutex<TimeDelta>,
+    moved: watch::Sender<TimeDelta>,
 }
 
 impl MovedClock {
-    fn lead(&self) -> TimeDelta {
-        *self.moved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn move_to(&self, at: DateTime<Utc>) {
         let left = at - self.now();
-        let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
-        *moved += left.max(TimeDelta::zero());
+        self.moved.send_modify(|moved| *moved += left.max(TimeDelta::zero()));
+    }
+
+    /// Waits until nothing is left, however the clock is moved meanwhile.
+    fn wait(&self, left: impl Fn() -> Duration + Send) -> impl Future<Output = ()> + Send {
+        let mut moves = self.moved.subscribe();
+        async move {
+            // The sender lives as long as the clock: a move is all that can end this early.
+            while !left().is_zero() && tokio::time::timeout(left(), moves.changed()).await.is_ok() {}
+        }
     }
 }
 
 impl Clock for MovedClock {
     fn now(&self) -> DateTime<Utc> {
-        truncate(self.start + self.lead() + self.begun.elapsed())
+        truncate(self.start + *self.moved.borrow() + self.begun.elapsed())
     }
 
     fn lived(&self) -> Duration {
-        self.begun.elapsed() + self.lead().to_std().unwrap_or_default()
+        self.begun.elapsed() + self.moved.borrow().to_std().unwrap_or_default()
     }
 
     fn database_now(&self) -> Option<DateTime<Utc>> {
@@ -65,15 +70,12 @@ impl Clock for MovedClock {
     }
 
     fn sleep(&self, by: Duration) -> BoxFuture<'_, ()> {
-        Box::pin(tokio::time::sleep(by))
+        let until = self.lived() + by;
+        Box::pin(self.wait(move || until.saturating_sub(self.lived())))
     }
 
     fn sleep_until(&self, at: DateTime<Utc>) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            while self.now() < at {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        })
+        Box::pin(self.wait(move || (at - self.now()).to_std().unwrap_or_default()))
     }
 }
 
@@ -112,7 +114,8 @@ where
     telemetry::init_logging(config.log())?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let port = listener.local_addr()?.port();
-    let clock = Arc::new(MovedClock { begun: Instant::now(), start: from_micros(start), moved: Mutex::default() });
+    let clock =
+        Arc::new(MovedClock { begun: Instant::now(), start: from_micros(start), moved: watch::Sender::default() });
     let jobs = JobRegistry::driven();
     let deps = Deps { clock: clock.clone(), entropy: Arc::new(OsEntropy), jobs: jobs.clone() };
     let shutdown = CancellationToken::new();

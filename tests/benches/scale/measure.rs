@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use keysweep_proto::key::v1::SubscribeSweepPlansRequest;
 use keysweep_proto::key::v1::sweep_event::Payload;
 use keysweep_proto::key::v1::sweep_service_client::SweepServiceClient;
 use service_kit::testing::Kind;
 use tokio::runtime::Handle;
+use tokio::time::{interval, timeout};
 use tonic::Request;
 
-use crate::beside::{Calls, Load};
+use crate::beside::{self, Calls, Load};
 use crate::bounds;
 use crate::child::{Process, Role};
 use crate::seed::{Database, Databases, Size};
@@ -27,11 +28,11 @@ const MINUTE: i64 = 60_000_000;
 /// A step takes no longer than this, however slow the machine.
 const PATIENCE: Duration = Duration::from_secs(1_800);
 
-/// For how long verification is measured beside nothing.
-const ALONE: Duration = Duration::from_secs(5);
+/// Between two looks at whether a step is over.
+const LOOK: Duration = Duration::from_millis(5);
 
-/// After so long every key has been used again.
-const SETTLED: Duration = Duration::from_secs(1);
+/// Verifications measured beside nothing.
+const ALONE: usize = 50_000;
 
 /// What a step came to, beside the database's own bound.
 #[derive(Clone, Debug)]
@@ -112,12 +113,14 @@ impl Fleet {
 
 /// Waits until a query answers at least `least`.
 async fn reached(database: &Database, sql: &str, least: i64) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    while database.number(sql).await? < least {
-        ensure!(begun.elapsed() < PATIENCE, "{sql} does not reach {least}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
+    let mut looks = interval(LOOK);
+    let reaching = async {
+        while database.number(sql).await? < least {
+            looks.tick().await;
+        }
+        Ok(())
+    };
+    timeout(PATIENCE, reaching).await.with_context(|| format!("{sql} does not reach {least}"))?
 }
 
 /// Runs the quarter: each step beside its bound or, with `verified`, beside verification.
@@ -127,7 +130,6 @@ pub(crate) async fn run(kind: Kind, size: Size, verified: bool) -> anyhow::Resul
     // Served only once it has written that it records uses; by then it is idle.
     reached(&databases.key, "SELECT COUNT(*) FROM usage_writers", 1).await?;
     reached(&databases.key, "SELECT COUNT(*) FROM sweep_subscribers", 1).await?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
     let idle = fleet.each().map(|(_, process)| process.resident());
     let mut verification = Beside::new(&fleet, verified).await?;
     let mut steps = plan_and_project(&databases, &mut fleet, &mut verification).await?.to_vec();
@@ -154,7 +156,9 @@ impl Beside {
         if wanted {
             beside.load = Some(Load::start(fleet.key.port).await?);
             beside.begin().await?;
-            tokio::time::sleep(ALONE).await;
+            if let Some(load) = &beside.load {
+                load.answered(ALONE).await;
+            }
             beside.end("nothing")?;
         }
         Ok(beside)
@@ -164,7 +168,9 @@ impl Beside {
     /// that is over first.
     async fn begin(&self) -> anyhow::Result<()> {
         if let Some(load) = &self.load {
-            tokio::time::sleep(SETTLED).await;
+            load.take()?;
+            // Each caller has come to each key.
+            load.answered(2 * beside::KEYS).await;
             load.take()?;
         }
         Ok(())

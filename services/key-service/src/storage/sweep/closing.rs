@@ -16,7 +16,7 @@ use super::codes::{self, Coded};
 use super::entities::{entries, lots, plans};
 use super::journal::Journal;
 use super::lease;
-use super::sql::statement;
+use super::sql::{of_agencies, statement};
 use crate::app::sweep::{Lease, SweepJobError};
 use crate::domain::sweep::{EntryState, EventPayload, LotCounts, LotState, PlanState};
 use crate::storage::StorageError;
@@ -53,8 +53,7 @@ pub(super) async fn counts_of_lots(
     if agencies.is_empty() {
         return Ok(all);
     }
-    let lots = Rows::new("t").column("agency_id", Column::Text(agencies.iter().map(|one| (*one).to_owned()).collect()));
-    let (relation, values) = lots.relation(tx.get_database_backend(), 2);
+    let (relation, values) = of_agencies(agencies).relation(tx.get_database_backend(), 2);
     let values = [vec![plan_id.into()], values].concat();
     for row in tx.query_all_raw(statement(tx, counting(&relation), values)).await? {
         let counts = all.entry(row.try_get("", "agency_id")?).or_default();

@@ -19,7 +19,7 @@ use super::gate::{self, Condition};
 use super::journal::Journal;
 use super::lease;
 use super::rescue::take_out;
-use super::sql::{last_use, one_after_the_other, statement};
+use super::sql::{last_use, of_agencies, one_after_the_other, statement};
 use crate::app::sweep::{BatchOrder, DueLot, Lease, LotOrder, LotOutcome, SweepJobError};
 use crate::domain::sweep::schedule::idle_since;
 use crate::domain::sweep::{EntryBlock, EntryState, KeyFacts, LotBlock, Receipts, entry_gate, lot_gate};
@@ -50,12 +50,6 @@ pub(super) async fn due_lots(
         });
     }
     Ok(due)
-}
-
-/// Agencies as rows `t`.
-fn of_agencies(agencies: &[&str]) -> Rows {
-    let ids = agencies.iter().map(|agency_id| (*agency_id).to_owned()).collect();
-    Rows::new("t").column("agency_id", Column::Text(ids))
 }
 
 /// The receipts of some lots of a plan, by agency.

@@ -3,13 +3,13 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect, TransactionTrait, sea_query::OnConflict,
+    QuerySelect, sea_query::OnConflict,
 };
 use service_kit::time::{from_micros, to_micros};
 
 use super::codes;
 use super::entities::{entries, events, head, plans, subscribers};
-use super::sql::{one_after_the_other, statement};
+use super::sql::{look_up, statement};
 use crate::app::sweep::History;
 use crate::domain::sweep::{Entry, EntryState, KeyRange, StoredEvent};
 use crate::storage::StorageError;
@@ -48,10 +48,9 @@ pub(super) async fn chunk(
                ORDER BY agency_id, key_id";
     let values = [plan_id, &range.first.0, &range.first.1, &range.last.0, &range.last.1].map(Into::into).to_vec();
     // Prepared for any range, PostgreSQL would read all entries of a large plan for each chunk.
-    let tx = db.begin().await?;
-    one_after_the_other(&tx).await?;
-    let rows = entries::Entity::find().from_raw_sql(statement(&tx, sql, values)).all(&tx).await?;
-    tx.commit().await?;
+    let look = look_up(db).await?;
+    let rows = entries::Entity::find().from_raw_sql(statement(&look, sql, values)).all(&look).await?;
+    look.rollback().await?;
     let planned = |entry: Entry| Entry { state: EntryState::Planned, cause: None, ended_at: None, ..entry };
     let entries: Result<Vec<_>, _> = rows.into_iter().map(|row| codes::entry(row).map(planned)).collect();
     Ok((from_micros(plan.delete_at), entries?))

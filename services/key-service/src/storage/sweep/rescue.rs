@@ -1,14 +1,14 @@
 //! A key leaves its lot.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction};
 use service_kit::actor::Actor;
 use service_kit::time::to_micros;
 
 use super::codes::Coded;
 use super::journal::Journal;
 use super::lease;
-use super::sql::{for_update, last_use, one_after_the_other, statement};
+use super::sql::{for_update, last_use, look_up, statement};
 use crate::app::sweep::{Lease, ReconcilePage, SweepJobError};
 use crate::domain::audit::Origin;
 use crate::domain::sweep::{EntryState, Plan, RescueCause};
@@ -87,8 +87,7 @@ pub(super) async fn rescue_ineligible(
     let idle_since = to_micros(plan.idle_since);
     let values = [from, vec![last.0.into(), last.1.into(), idle_since.into()]].concat();
     // A scan of all keys for each stretch is what PostgreSQL may take for cheaper.
-    let look = db.begin().await?;
-    one_after_the_other(&look).await?;
+    let look = look_up(db).await?;
     let found = look.query_all_raw(statement(&look, sql, values)).await?;
     look.rollback().await?;
     if found.is_empty() {

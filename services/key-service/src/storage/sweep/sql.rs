@@ -1,7 +1,10 @@
 //! What the statements of the sweep have in common. They are written by hand where one must say exactly what it touches, in the
 //! dialect that SQLite and PostgreSQL share.
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement, Value};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, Statement, TransactionTrait, Value,
+};
+use service_kit::rows::{Column, Rows};
 
 use crate::domain::sweep::schedule::IDLE_DAYS;
 use crate::storage::StorageError;
@@ -43,8 +46,21 @@ pub(in crate::storage) async fn without_parallel_workers(tx: &DatabaseTransactio
 /// of tables that were filled a moment ago; and plan each statement for its own parameters.
 pub(super) async fn one_after_the_other(tx: &DatabaseTransaction) -> Result<(), StorageError> {
     if tx.get_database_backend() == DbBackend::Postgres {
-        tx.execute_unprepared(POSTGRES_NESTED_LOOP).await?;
-        tx.execute_unprepared("SET LOCAL plan_cache_mode = force_custom_plan").await?;
+        tx.execute_unprepared(&format!("{POSTGRES_NESTED_LOOP}; SET LOCAL plan_cache_mode = force_custom_plan"))
+            .await?;
     }
     Ok(())
+}
+
+/// A transaction that only reads, [`one_after_the_other`]: for a stretch of a table of which PostgreSQL may think it cheaper to read all.
+pub(super) async fn look_up(db: &DatabaseConnection) -> Result<DatabaseTransaction, StorageError> {
+    let look = db.begin().await?;
+    one_after_the_other(&look).await?;
+    Ok(look)
+}
+
+/// Agencies as rows `t`.
+pub(super) fn of_agencies(agencies: &[&str]) -> Rows {
+    let ids = agencies.iter().map(|agency_id| (*agency_id).to_owned()).collect();
+    Rows::new("t").column("agency_id", Column::Text(ids))
 }

@@ -31,8 +31,8 @@ use super::codes::Coded;
 use super::entities::{entries, events, lease, lots};
 use crate::app::figures::FigureKeeper;
 use crate::app::sweep::{
-    EntryFilter, EventSignal, Leadership, Lease, LotView, NoticeReply, NoticeResult, OperatorCall, PlanView, SweepDesk,
-    SweepReads, SweepService, SweepTick, Sweeper, SweeperParts, UsageFlush,
+    EventSignal, Leadership, Lease, LotView, NoticeReply, NoticeResult, OperatorCall, PlanView, SweepDesk, SweepReads,
+    SweepService, SweepTick, Sweeper, SweeperParts, UsageFlush,
 };
 use crate::domain::audit::Origin;
 use crate::domain::sweep::{
@@ -204,15 +204,13 @@ impl House {
         lots.into_iter().find(|view| view.lot.agency_id == agency).expect("lot")
     }
 
-    /// The entry of a key, as it is seen.
     pub(crate) async fn entry(&self, key_id: &str) -> entries::Model {
-        let stored = entries::Entity::find().filter(entries::Column::KeyId.eq(key_id)).one(&self.db).await;
-        let stored = stored.expect("query").expect("entry");
-        let (plan_id, agency_id) = (stored.plan_id.clone(), Some(stored.agency_id.clone()));
-        let filter = EntryFilter { plan_id, agency_id, state: None };
-        let seen = self.store.entries(&filter, None, 10_000).await.expect("entries");
-        let seen = seen.into_iter().find(|entry| entry.key_id == key_id).expect("entry");
-        entries::Model { state: seen.state.code(), ended_at: seen.ended_at.map(to_micros), ..stored }
+        entries::Entity::find()
+            .filter(entries::Column::KeyId.eq(key_id))
+            .one(&self.db)
+            .await
+            .expect("query")
+            .expect("entry")
     }
 
     pub(crate) async fn entry_state(&self, key_id: &str) -> i16 {

@@ -1,10 +1,12 @@
-use sea_orm::{EntityTrait, PaginatorTrait};
+use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, PaginatorTrait, Statement};
 use service_kit::both_databases;
+use service_kit::db::DatabaseConfig;
 use service_kit::page::Page;
+use service_kit::testing::Kind;
 
 use super::*;
 use crate::app::sweep::{Difference, PlanComparison, PlanFilter, PreviewFilter, SweepFeed, SweepJobs};
-use crate::domain::sweep::{PlanState, UsageWriter};
+use crate::domain::sweep::{KeyRange, PlanState, UsageWriter};
 use crate::storage::sweep::entities::plans;
 
 async fn listed(house: &House) -> Vec<String> {
@@ -298,4 +300,34 @@ both_databases! {
         assert_eq!(keys, ["key_0", "key_1", "key_2", "key_3", "key_4"]);
         assert_eq!(agencies, ["agy_0", "agy_1", "agy_2", "agy_3", "agy_4"]);
     }
+}
+
+/// Also where PostgreSQL thinks it cheaper to read the whole plan, as it does of a statement prepared for any chunk of a large one.
+#[tokio::test]
+#[cfg_attr(keysweep_no_postgres, ignore = "left out: no PostgreSQL server is installed")]
+async fn a_chunk_of_a_large_plan_is_read_by_its_index() {
+    let database = TestDatabase::new(Kind::Postgres);
+    // What one connection has read is in the statistics once it says so.
+    let one = connect(&DatabaseConfig { max_connections: 1, ..database.config() }).await.unwrap();
+    let house = House::new(database).await;
+    house.key("key_1", None).await;
+    house.tick_at(plan_time()).await;
+    let plan_id = house.plan().await.plan.plan_id;
+    let many = format!(
+        "INSERT INTO sweep_entries (plan_id, agency_id, key_id, display_name, display_prefix, created_at, state) \
+         SELECT '{plan_id}', 'agy_1', 'key_many_' || lpad(n::text, 9, '0'), '', '', 0, 1 FROM generate_series(1, 1000) AS n"
+    );
+    one.execute_unprepared(&format!("{many}; ANALYZE sweep_entries")).await.unwrap();
+    one.execute_unprepared("SET random_page_cost = 1000000").await.unwrap();
+    let read = async || {
+        one.execute_unprepared("SELECT pg_stat_force_next_flush()").await.unwrap();
+        let sql = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'sweep_entries'";
+        let row = one.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await.unwrap().unwrap();
+        row.try_get::<i64>("", "seq_tup_read").unwrap()
+    };
+    let (store, before) = (SqlSweepStore::new(one.clone()), read().await);
+    let key = |number: u32| ("agy_1".to_owned(), format!("key_many_{number:09}"));
+    let (_, entries) = store.chunk(&plan_id, &KeyRange { first: key(200), last: key(209) }).await.unwrap();
+    assert_eq!(entries.len(), 10);
+    assert_eq!(read().await - before, 0, "entries were read besides");
 }
