@@ -11,6 +11,7 @@ use super::lease;
 use super::sql::{for_update, last_use, look_up, statement};
 use crate::app::sweep::{Lease, ReconcilePage, SweepJobError};
 use crate::domain::audit::Origin;
+use crate::domain::sweep::schedule::idle_since;
 use crate::domain::sweep::{EntryState, Plan, RescueCause};
 use crate::storage::StorageError;
 
@@ -84,7 +85,8 @@ pub(super) async fn rescue_ineligible(
          WHERE e.plan_id = $1 AND (e.agency_id, e.key_id) > ($2, $3) AND (e.agency_id, e.key_id) <= ($4, $5) AND e.state = 1 \
          AND (k.state <> 1 OR k.revoke_at IS NOT NULL OR {used} > $6) ORDER BY k.id"
     );
-    let idle_since = to_micros(plan.idle_since);
+    // What the rule asks for. The plan's own cutoff may count a slack, which was for uses that were missing then.
+    let idle_since = to_micros(idle_since(plan.delete_at));
     let values = [from, vec![last.0.into(), last.1.into(), idle_since.into()]].concat();
     // A scan of all keys for each stretch is what PostgreSQL may take for cheaper.
     let look = look_up(db).await?;

@@ -85,6 +85,20 @@ both_databases! {
         assert_eq!(again.rescued, 0);
     }
 
+    /// A plan that counted the slack keeps what was idle in time all the same: nobody has used it since.
+    async fn a_use_before_the_cutoff_that_is_stored_late_is_no_rescue(db: TestDatabase) {
+        let house = House::new(db).await;
+        house.key("key_before", None).await;
+        house.key("key_past", None).await;
+        house.writer("rep_dead", idle()).await;
+        house.tick_at(plan_time()).await;
+        assert_eq!(house.plan().await.plan.idle_since, idle() - TimeDelta::hours(1));
+        house.set("key_before", api_keys::Column::LastUsedAt, to_micros(idle())).await;
+        house.set("key_past", api_keys::Column::LastUsedAt, to_micros(idle() + TICK)).await;
+        assert_eq!(house.tick_at(plan_time() + TimeDelta::seconds(1)).await.entries_kept, 1);
+        assert_eq!((house.entry_state("key_before").await, house.entry_state("key_past").await), (PLANNED, RESCUED));
+    }
+
     async fn a_use_at_the_very_last_moment_meets_the_deletion(db: TestDatabase) {
         let house = House::with(db, small_batches(7)).await;
         for n in 0..60 {
