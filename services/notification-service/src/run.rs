@@ -119,6 +119,8 @@ impl Parts<'_> {
         );
         let dispatch = Dispatch {
             store: self.store.clone(),
+            projection: self.store.clone(),
+            status: self.status.clone(),
             recipients: Arc::new(people),
             signals: self.signals.clone(),
             owner: self.owner(),

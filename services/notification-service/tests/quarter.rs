@@ -278,6 +278,24 @@ both_databases! {
         world.stop().await;
     }
 
+    /// However many events it has missed, it does not tell of a plan before it has heard the last of them.
+    async fn who_was_away_tells_of_lots_as_they_are_now(db: TestDatabase) {
+        let mut world = World::start(&db).await;
+        world.peer.admin("agy_1", "usr_a", "a@acme.example");
+        world.stop().await;
+        let keys: Vec<_> = (0..300).map(|number| format!("key_{number}")).collect();
+        let listed: Vec<_> = keys.iter().map(|key| ("agy_1", "", key.as_str())).collect();
+        world.peer.plan(PLAN, due(15), deletion(), &listed);
+        for key in &keys[1..] {
+            world.peer.rescue(PLAN, due(15), "agy_1", key);
+        }
+        world.clock.advance_to(due(15) + TimeDelta::hours(1));
+        world.restart().await;
+        world.settle().await;
+        assert_eq!(world.told("usr_a").await, told(&[("D15", 1)]));
+        world.stop().await;
+    }
+
     async fn the_clock_of_the_sweep_counts_and_not_the_machines(db: TestDatabase) {
         let mut world = World::start(&db).await;
         world.peer.admin("agy_1", "usr_a", "a@acme.example");

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::{StreamExt, stream};
 
-use super::ports::{DispatchStore, PeerError, Published, RecipientSource, StageId, StorageError};
+use super::ports::{DispatchStore, PeerError, ProjectionStore, Published, RecipientSource, StageId, StorageError};
 use super::signals::Signals;
+use super::subscribe::SharedStatus;
 use crate::domain::recipient::RecipientChunk;
 use crate::metrics::NOTIFICATIONS;
 
@@ -50,6 +51,10 @@ pub struct Dispatched {
 pub struct Dispatch {
     /// Where stages are claimed and published.
     pub store: Arc<dyn DispatchStore>,
+    /// What is known of the plans.
+    pub projection: Arc<dyn ProjectionStore>,
+    /// Whether that is of now.
+    pub status: SharedStatus,
     /// Who there is to tell.
     pub recipients: Arc<dyn RecipientSource>,
     /// Who is told that something was dispatched.
@@ -65,6 +70,10 @@ impl Dispatch {
     /// The first that a lot met; the others are dispatched all the same, and what failed is due again at once.
     pub async fn run(&self, now: DateTime<Utc>) -> Result<Dispatched, DispatchError> {
         let mut done = Dispatched::default();
+        // Back after an absence, the service first hears what happened meanwhile: else it tells of keys that have left their lots.
+        if self.status.get().is_catching_up(self.projection.cursor().await?.sequence) {
+            return Ok(done);
+        }
         loop {
             let claimed = self.store.claim_due(&self.owner, now, now + LEASE, CLAIM).await?;
             let last = (claimed.len() as u64) < CLAIM;

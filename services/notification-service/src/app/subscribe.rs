@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use chrono::{DateTime, TimeDelta, Utc};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use service_kit::clock::{Clock, FollowingClock};
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::ports::{ApplyError, PeerError, PlanMessage, PlanSource, ProjectionStore, StorageError};
@@ -22,6 +23,10 @@ const MOST_DOUBT: TimeDelta = TimeDelta::seconds(5);
 const OFFSET: TimeDelta = TimeDelta::seconds(10);
 /// Events applied in one transaction at most, where they have piled up.
 const BATCH: usize = 32;
+/// Notices wait for a subscription that catches up; for no longer than this, so short beside the window of a stage.
+const CATCHING_UP: Duration = Duration::from_mins(10);
+/// Batches read while one is applied.
+const AHEAD: usize = 1;
 /// How long to wait before the first new try; doubles from there.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// A peer that comes back is found within this time.
@@ -73,12 +78,20 @@ pub struct SubscriptionStatus {
     pub fault: Option<SubscriptionFault>,
     heard_at: Option<Instant>,
     caught_up_at: Option<Instant>,
+    /// When the stream was opened, as long as not everything that had happened by then is applied.
+    behind_since: Option<Instant>,
 }
 
 impl SubscriptionStatus {
     /// Whether the stream is open and was heard of lately.
     pub fn is_connected(&self) -> bool {
         self.connected_at.is_some() && self.heard_at.is_some_and(|at| at.elapsed() < SILENCE)
+    }
+
+    /// Whether a stream that was opened a while ago still tells of what had happened before, given the last event applied.
+    pub fn is_catching_up(&self, applied: i64) -> bool {
+        let behind = self.behind_since.is_some_and(|since| since.elapsed() < CATCHING_UP);
+        behind && self.is_connected() && applied < self.head_sequence
     }
 
     /// For how long something heard of has not been applied, given the last event that was: zero while there is nothing.
@@ -205,19 +218,24 @@ impl Subscriber {
         let mut asked = Some(self.clock.lived());
         let stream =
             tokio::time::timeout(SILENCE, self.source.subscribe(after)).await.map_err(|_| Broken::Silent)??;
-        self.status.update(|s| s.connected_at = Some(self.clock.now()));
+        self.status.update(|s| {
+            s.connected_at = Some(self.clock.now());
+            s.behind_since = Some(Instant::now());
+        });
         tracing::info!(after_sequence = known.sequence, "subscribed to sweep plans");
         let mut cursor = known.sequence;
-        let mut batches = stream.ready_chunks(BATCH);
+        let mut batches = ahead(stream.ready_chunks(BATCH));
         loop {
             let batch = tokio::time::timeout(SILENCE, batches.next())
                 .await
                 .map_err(|_| Broken::Silent)?
                 .ok_or(Broken::Closed)?;
-            for message in batch.iter().flatten() {
-                self.note_time(&mut asked, message.server_time)?;
-            }
+            let times: Vec<_> = batch.iter().flatten().map(|message| message.server_time).collect();
+            // How much there is to hear is known before the time is: with that, notices may go out.
             let (mut events, head, broken) = self.sort(batch);
+            for told in times {
+                self.note_time(&mut asked, told)?;
+            }
             if let Some(head) = head.filter(|head| *head < known.sequence) {
                 return Err(Broken::Ahead { head, cursor: known.sequence });
             }
@@ -307,6 +325,7 @@ impl Subscriber {
             if cursor >= head {
                 self.status.update(|s| {
                     s.caught_up_at = Some(Instant::now());
+                    s.behind_since = None;
                     s.fault = None;
                 });
             }
@@ -341,4 +360,24 @@ impl Subscriber {
             s.fault = fault.or(s.fault);
         });
     }
+}
+
+/// Reads a stream ahead of whoever takes from it, until it is dropped.
+fn ahead<T: Send + 'static>(
+    mut stream: impl Stream<Item = T> + Send + Unpin + 'static,
+) -> impl Stream<Item = T> + Send + Unpin {
+    let (into, out) = tokio::sync::mpsc::channel(AHEAD);
+    tokio::spawn(async move {
+        loop {
+            let next = tokio::select! {
+                () = into.closed() => break,
+                next = stream.next() => next,
+            };
+            let Some(next) = next else { break };
+            if into.send(next).await.is_err() {
+                break;
+            }
+        }
+    });
+    ReceiverStream::new(out)
 }

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use keysweep_proto::key::v1::sweep_service_client::SweepServiceClient;
 use keysweep_proto::key::v1::{AcknowledgeNoticesRequest, SubscribeSweepPlansRequest};
 use service_kit::client::{Peer, calling, retrying};
 use service_kit::time::to_proto;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::{NAME, convert, request};
 use crate::app::ports::{OwedReceipt, PeerError, PlanSource, PlanStream, ReceiptAnswer, ReceiptSink};
@@ -33,29 +32,6 @@ impl Plans {
     }
 }
 
-/// Messages read while the one before is applied: one that comes and one that waits.
-const AHEAD: usize = 2;
-
-/// Reads a stream ahead of whoever takes its messages, until it is dropped.
-fn ahead<T: Send + 'static>(
-    mut stream: impl Stream<Item = T> + Send + Unpin + 'static,
-) -> impl Stream<Item = T> + Send {
-    let (into, out) = tokio::sync::mpsc::channel(AHEAD);
-    tokio::spawn(async move {
-        loop {
-            let message = tokio::select! {
-                () = into.closed() => break,
-                message = stream.next() => message,
-            };
-            let Some(message) = message else { break };
-            if into.send(message).await.is_err() {
-                break;
-            }
-        }
-    });
-    ReceiverStream::new(out)
-}
-
 #[async_trait]
 impl PlanSource for Plans {
     async fn subscribe(&self, after: i64) -> Result<PlanStream, PeerError> {
@@ -69,7 +45,7 @@ impl PlanSource for Plans {
         let method = "keysweep.key.v1.SweepService/SubscribeSweepPlans";
         let call = calling(method, || async move { client.subscribe_sweep_plans(request(asked)).await });
         let stream = call.await?.into_inner();
-        Ok(ahead(stream.map(|message| message.map_err(PeerError::from).and_then(convert::message))).boxed())
+        Ok(stream.map(|message| message.map_err(PeerError::from).and_then(convert::message)).boxed())
     }
 }
 
