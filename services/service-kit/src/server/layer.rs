@@ -308,16 +308,19 @@ impl End {
 }
 
 /// An answer without messages, and its code. tonic calls a message that it cannot read INTERNAL, which it is not: anybody
-/// could fill the log with our faults. One that is too large it calls OUT_OF_RANGE, as if there were another to come.
+/// could fill the log with our faults. One that is too large it calls OUT_OF_RANGE, as if there were another to come, and one whose
+/// sender breaks off INTERNAL or UNKNOWN.
 fn blame_the_sender(response: Response<Body>) -> (Response<Body>, Code) {
     const DECODING: &str = "failed to decode Protobuf message: ";
     const UNREADABLE: [&str; 3] =
         ["protocol error: received message with ", "Unexpected EOF decoding stream", "Missing request message"];
     const TOO_LARGE: &str = "Error, decoded message length too large: ";
+    const BROKEN_OFF: &str = "h2 protocol error: ";
     let Some(status) = Status::from_header_map(response.headers()) else { return (response, Code::Ok) };
     let message = status.message();
     let blamed = match status.code() {
         _ if !status.details().is_empty() => None,
+        Code::Internal | Code::Unknown if message.starts_with(BROKEN_OFF) => Some(Status::cancelled(message)),
         Code::Internal if UNREADABLE.iter().any(|start| message.starts_with(start)) => Some(undecodable(message)),
         Code::Internal => message.strip_prefix(DECODING).map(undecodable),
         Code::OutOfRange => message.strip_prefix(TOO_LARGE).map(too_large),
@@ -356,7 +359,7 @@ mod tests {
     use tonic_types::StatusExt;
 
     #[test]
-    fn a_message_that_cannot_be_decoded_is_the_senders_fault() {
+    fn a_message_that_cannot_be_read_is_the_senders_fault() {
         let decoding = Status::internal("failed to decode Protobuf message: A.b: buffer underflow").into_http();
         let told = Status::from_header_map(blame_the_sender(decoding).0.headers()).expect("a status");
         assert_eq!(told.code(), Code::InvalidArgument);
@@ -375,6 +378,15 @@ mod tests {
         let told = Status::from_header_map(blame_the_sender(large.into_http()).0.headers()).expect("a status");
         assert_eq!(told.code(), Code::InvalidArgument);
         assert_eq!(told.message(), "the message is too large: found 9 bytes, the limit is: 8 bytes");
+        for broken_off in
+            ["error reading a body from connection", "stream error received: unspecific protocol error detected"]
+        {
+            for code in [Code::Unknown, Code::Internal] {
+                let broken_off = Status::new(code, format!("h2 protocol error: {broken_off}"));
+                let told = Status::from_header_map(blame_the_sender(broken_off.into_http()).0.headers());
+                assert_eq!(told.expect("a status").code(), Code::Cancelled);
+            }
+        }
         let cursor = crate::status::StatusBuilder::new(Code::OutOfRange, "CURSOR_AHEAD", "ahead").build();
         let told = Status::from_header_map(blame_the_sender(cursor.into_http()).0.headers()).expect("a status");
         assert_eq!(told.code(), Code::OutOfRange);
