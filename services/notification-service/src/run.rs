@@ -124,6 +124,7 @@ impl Parts<'_> {
             recipients: Arc::new(people),
             signals: self.signals.clone(),
             owner: self.owner(),
+            shutdown: end.clone(),
         };
         let deliver = Deliver {
             store: self.store.clone(),
@@ -136,8 +137,12 @@ impl Parts<'_> {
             owner: self.owner(),
             shutdown: end.clone(),
         };
-        let acknowledge =
-            Acknowledge { store: self.store.clone(), sink: Arc::new(plans.clone()), clock: self.clock.clone() };
+        let acknowledge = Acknowledge {
+            store: self.store.clone(),
+            sink: Arc::new(plans.clone()),
+            clock: self.clock.clone(),
+            shutdown: end.clone(),
+        };
         let (next_deliver, next_acknowledge) = (Next::default(), Next::default());
         let spawn = |job| self.deps.jobs.spawn(job, self.clock.clone(), end.clone());
         let timed = |job| spawn(Arc::new(Timed { job, clock: self.clock.clone() }));

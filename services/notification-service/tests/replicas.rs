@@ -9,12 +9,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
+use futures::StreamExt;
 use keysweep_proto::key::v1::NoticeStage;
 use keysweep_proto::notification::v1::{self as proto, DeliveryState};
 use notification_service::app::deliver::Deliver;
+use notification_service::app::dispatch::Dispatch;
 use notification_service::app::ports::*;
+use notification_service::app::subscribe::SharedStatus;
 use notification_service::domain::delivery::{Contact, Outcome, Verdict};
+use notification_service::domain::ids::{AgencyId, LocationId};
 use notification_service::domain::limits::{SendLimit, SendLimits};
+use notification_service::domain::recipient::{AgencyFacts, Reach, Recipient, RecipientChunk};
 use notification_service::domain::stage::Stage;
 use notification_service::email::Writer;
 use notification_service::storage::{Migrator, Store};
@@ -94,6 +99,26 @@ impl MailTransport for SlowAtFirst {
     }
 }
 
+/// Has one admin for every agency; the process that asks is told to end at its first question.
+struct AskedAtTheEnd(CancellationToken);
+
+#[async_trait]
+impl RecipientSource for AskedAtTheEnd {
+    async fn recipients(&self, agency: &AgencyId, _: Vec<LocationId>) -> Result<RecipientStream, PeerError> {
+        self.0.cancel();
+        let admin = Recipient {
+            user_id: format!("usr_of_{agency}").into(),
+            email: format!("admin@{agency}.example"),
+            first_name: "Ada".into(),
+            last_name: String::new(),
+            reach: Reach::WholeLot,
+        };
+        let chunk =
+            RecipientChunk { agency: Some(AgencyFacts::default()), recipients: vec![admin], locations: Vec::new() };
+        Ok(futures::stream::iter([Ok(chunk)]).boxed())
+    }
+}
+
 both_databases! {
     async fn three_replicas_do_what_one_does(db: TestDatabase) {
         let mut one = World::start(&db).await;
@@ -162,6 +187,26 @@ both_databases! {
         let owed = store(&db, 1).owed(10).await.expect("owed");
         assert!(owed.iter().all(|one| matches!(one.news, StageNews::Delivered { emails: 70, .. })), "{owed:?}");
         assert_eq!(owed.len(), 2);
+    }
+
+    async fn a_process_that_ends_leaves_the_rest_of_a_dispatch_to_the_next(db: TestDatabase) {
+        let now = due(15);
+        let store = Arc::new(store(&connect(&db).await, 1));
+        let agencies: Vec<String> = (0..100).map(|n| format!("agy_{n:03}")).collect();
+        store.apply(published(agencies.iter().map(String::as_str)), now).await.expect("applied");
+        let dispatch = |owner: &str, shutdown: CancellationToken| Dispatch {
+            store: store.clone(),
+            projection: store.clone(),
+            status: SharedStatus::default(),
+            recipients: Arc::new(AskedAtTheEnd(shutdown.clone())),
+            signals: Arc::default(),
+            owner: owner.to_owned(),
+            shutdown,
+        };
+        let first = dispatch("first", CancellationToken::new()).run(now).await.expect("dispatched");
+        assert!((1..100).contains(&first.stages), "what it had claimed, and no more: {first:?}");
+        let next = dispatch("next", CancellationToken::new()).run(now).await.expect("dispatched");
+        assert_eq!((next.stages, next.in_app), (100 - first.stages, 100 - first.in_app), "nothing waits for a lease");
     }
 
     async fn a_large_agency_does_not_delay_the_others(db: TestDatabase) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use service_kit::clock::SharedClock;
+use tokio_util::sync::CancellationToken;
 
 use super::ports::{OwedReceipt, PeerError, ReceiptAnswer, ReceiptSink, ReceiptStore, StageNews, StorageError};
 use crate::metrics::RECEIPTS_REFUSED;
@@ -30,6 +31,8 @@ pub struct Acknowledge {
     pub sink: Arc<dyn ReceiptSink>,
     /// The time that dates them.
     pub clock: SharedClock,
+    /// Ends the run after the batch that is under way: the rest stays owed.
+    pub shutdown: CancellationToken,
 }
 
 impl Acknowledge {
@@ -39,10 +42,10 @@ impl Acknowledge {
     /// What kept a batch from being handed in or recorded; it is handed in again, which changes nothing twice.
     pub async fn run(&self, now: DateTime<Utc>) -> Result<u64, AcknowledgeError> {
         let mut total = 0;
-        loop {
+        while !self.shutdown.is_cancelled() {
             let owed = self.store.owed(BATCH).await?;
             if owed.is_empty() {
-                return Ok(total);
+                break;
             }
             let count = owed.len() as u64;
             let (answers, head_sequence) = self.sink.acknowledge(&owed, self.clock.now()).await?;
@@ -57,9 +60,10 @@ impl Acknowledge {
             self.store.record(answers, head_sequence, now).await?;
             total += count;
             if count < BATCH {
-                return Ok(total);
+                break;
             }
         }
+        Ok(total)
     }
 }
 

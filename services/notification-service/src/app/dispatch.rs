@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::{StreamExt, stream};
+use tokio_util::sync::CancellationToken;
 
 use super::ports::{DispatchStore, PeerError, ProjectionStore, Published, RecipientSource, StageId, StorageError};
 use super::signals::Signals;
@@ -61,6 +62,8 @@ pub struct Dispatch {
     pub signals: Arc<Signals>,
     /// This process, as the owner of leases.
     pub owner: String,
+    /// Ends the run after what it has claimed: the rest is due for whoever runs next.
+    pub shutdown: CancellationToken,
 }
 
 impl Dispatch {
@@ -74,7 +77,7 @@ impl Dispatch {
         if self.status.get().is_catching_up(self.projection.cursor().await?.sequence) {
             return Ok(done);
         }
-        loop {
+        while !self.shutdown.is_cancelled() {
             let claimed = self.store.claim_due(&self.owner, now, now + LEASE, CLAIM).await?;
             let last = (claimed.len() as u64) < CLAIM;
             let asked: Vec<_> = stream::iter(claimed)
@@ -103,9 +106,10 @@ impl Dispatch {
                 return Err(error);
             }
             if last {
-                return Ok(done);
+                break;
             }
         }
+        Ok(done)
     }
 
     /// Tells the people of these stages, all in two transactions. If that fails, each stage by itself: one that cannot be told does not
