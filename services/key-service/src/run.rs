@@ -67,9 +67,9 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let db = db::connect(&config.database).await?;
     db::prepare::<Migrator>(&db, &config.database, &deps.clock, &shutdown).await?;
     let ring = key_ring(&config, &deps, &db).await?;
-    let parts = Parts::build(&config, &deps, &db, ring).await?;
     // The jobs outlive the last call, so that what it left in memory is stored.
     let jobs_end = CancellationToken::new();
+    let parts = Parts::build(&config, &deps, &db, ring, &jobs_end).await?;
     let listening = parts.spawn_jobs(&config, &deps, &jobs_end);
     trust.keep_current(&deps, jobs_end.clone());
 
@@ -111,7 +111,13 @@ struct Parts {
 }
 
 impl Parts {
-    async fn build(config: &Config, deps: &Deps, db: &DatabaseConnection, ring: KeyRing) -> anyhow::Result<Self> {
+    async fn build(
+        config: &Config,
+        deps: &Deps,
+        db: &DatabaseConnection,
+        ring: KeyRing,
+        end: &CancellationToken,
+    ) -> anyhow::Result<Self> {
         let store = Arc::new(SqlStore::new(db.clone()));
         let sweep_store = Arc::new(SqlSweepStore::new(db.clone()));
         let ids = IdGenerator::new(deps.entropy.clone());
@@ -165,6 +171,7 @@ impl Parts {
             signal: events,
             leadership,
             watch,
+            end: end.clone(),
         }));
         let (audit, upkeep) = (Arc::new(Audit::new(store.clone())), Arc::new(Upkeep::new(store)));
         Ok(Self { keys, verifier, audit, upkeep, figures, usage, sweep, sweeper })

@@ -1,4 +1,4 @@
-//! How much goes into one transaction of the deletion.
+//! How much goes into one transaction of the deletion, and how many of them into one activation.
 
 use std::time::Duration;
 
@@ -15,18 +15,22 @@ const LEAST: u32 = 20;
 /// How often a long deletion says how far it is.
 const SPEAK_EVERY: Duration = Duration::from_secs(10);
 
-/// Measures batches, says how large the next one may be, and when it is time to tell how far it is.
+/// What is left then is for the next activation, which looks anew at the clocks, at the uses of all replicas and at what else is due.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Measures batches, says how large the next one may be, when it is time to tell how far it is, and when to stop.
 #[derive(Debug)]
 pub(super) struct Pace {
     most: u32,
     next: u32,
-    worked: Duration,
+    begun: Duration,
+    spoke: Duration,
 }
 
 impl Pace {
-    /// No batch has more than `most` entries.
-    pub(super) fn new(most: u32) -> Self {
-        Self { most, next: FIRST.min(most), worked: Duration::ZERO }
+    /// No batch has more than `most` entries; the deletion begins at this moment of the time lived.
+    pub(super) fn new(most: u32, begun: Duration) -> Self {
+        Self { most, next: FIRST.min(most), begun, spoke: begun }
     }
 
     /// Entries of the next batch.
@@ -36,7 +40,6 @@ impl Pace {
 
     /// A batch of so many entries took so long. The next grows to twice its size at most, and shrinks at once.
     pub(super) fn note(&mut self, entries: u64, took: Duration) {
-        self.worked += took;
         if entries == 0 {
             return;
         }
@@ -45,11 +48,16 @@ impl Pace {
         self.next = fits.min(self.next.saturating_mul(2)).max(LEAST).min(self.most);
     }
 
-    /// Whether batches have worked for a while since this was last true.
-    pub(super) fn is_time_to_speak(&mut self) -> bool {
-        let due = self.worked >= SPEAK_EVERY;
+    /// Whether, at this moment of the time lived, there is time for another batch.
+    pub(super) fn goes_on(&self, lived: Duration) -> bool {
+        lived.saturating_sub(self.begun) < LONGEST
+    }
+
+    /// Whether, at this moment of the time lived, the deletion has gone on for a while since this was last true.
+    pub(super) fn is_time_to_speak(&mut self, lived: Duration) -> bool {
+        let due = lived.saturating_sub(self.spoke) >= SPEAK_EVERY;
         if due {
-            self.worked = Duration::ZERO;
+            self.spoke = lived;
         }
         due
     }
@@ -61,7 +69,7 @@ mod tests {
 
     #[test]
     fn batches_grow_while_they_are_quick_and_shrink_at_once() {
-        let mut pace = Pace::new(1_000);
+        let mut pace = Pace::new(1_000, Duration::ZERO);
         assert_eq!(pace.entries(), 200);
         pace.note(200, Duration::from_millis(8));
         assert_eq!(pace.entries(), 400);
@@ -80,15 +88,21 @@ mod tests {
 
     #[test]
     fn it_is_time_to_speak_now_and_then() {
-        let mut pace = Pace::new(1_000);
-        let told: Vec<_> =
-            (0..12).map(|_| (pace.note(100, Duration::from_secs(2)), pace.is_time_to_speak()).1).collect();
-        assert_eq!(told.iter().enumerate().filter(|(_, told)| **told).map(|(at, _)| at).collect::<Vec<_>>(), [4, 9]);
+        let mut pace = Pace::new(1_000, Duration::from_secs(100));
+        let told: Vec<_> = (101..=125).filter(|at| pace.is_time_to_speak(Duration::from_secs(*at))).collect();
+        assert_eq!(told, [110, 120]);
+    }
+
+    #[test]
+    fn a_long_deletion_goes_on_in_the_next_activation() {
+        let pace = Pace::new(1_000, Duration::from_secs(100));
+        assert!(pace.goes_on(Duration::from_millis(159_999)));
+        assert!(!pace.goes_on(Duration::from_secs(160)));
     }
 
     #[test]
     fn an_installation_may_want_fewer() {
-        let mut pace = Pace::new(2);
+        let mut pace = Pace::new(2, Duration::ZERO);
         assert_eq!(pace.entries(), 2);
         pace.note(2, Duration::from_secs(60));
         assert_eq!(pace.entries(), 2);

@@ -13,13 +13,13 @@ use crate::domain::sweep::{
     PlanState, StoredEvent, UsageWriter,
 };
 
-/// Stores the uses that this process has recorded and not stored yet.
-///
-/// Best effort: how far uses are stored is read from `usage_writers` afterwards.
+/// The uses that this process records.
 #[async_trait]
-pub trait UsageFlush: Send + Sync {
-    /// Stores what was recorded before the call.
+pub trait LocalUses: Send + Sync {
+    /// Stores what was recorded before the call. Best effort: how far uses are stored is read from `usage_writers` afterwards.
     async fn flush(&self);
+    /// Keys found valid in memory since the process was started.
+    fn verified(&self) -> u64;
 }
 
 /// A plan to be made.
@@ -130,6 +130,9 @@ pub enum SweepJobError {
     /// The lease is another's: nothing was written.
     #[error("the lease was lost: another replica sweeps")]
     LeaseLost,
+    /// This process ends: the rest is left to another.
+    #[error("this process ends")]
+    Ending,
     /// The database did not do it.
     #[error(transparent)]
     Storage(#[from] StorageError),

@@ -4,21 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::Serialize;
 use service_kit::clock::JumpWatch;
 use service_kit::ids::IdGenerator;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::leadership::{Leadership, Standing};
 use super::pace::Pace;
-use super::ports::{BatchOrder, DueLot, LotOrder, LotOutcome, PlanDraft, SweepJobError, SweepStore, UsageFlush};
+use super::ports::{BatchOrder, DueLot, Lease, LocalUses, LotOrder, LotOutcome, PlanDraft, SweepJobError, SweepStore};
+use super::rest::Rest;
 use super::signal::EventSignal;
+use super::tick::{SweepStanding, SweepTick};
 use crate::app::StorageError;
 use crate::app::figures::FigureKeeper;
 use crate::domain::sweep::schedule::{idle_since, last_delete_at, planning_closes_at};
-use crate::domain::sweep::{
-    HoldReason, Plan, PlanState, SweepPolicy, UsageVerdict, UsageWriter, clock_wait, judge_usage,
-};
+use crate::domain::sweep::{Plan, PlanState, SweepPolicy, UsageVerdict, UsageWriter, clock_wait, judge_usage};
 use crate::metrics::SWEEP_KEYS_DELETED;
 
 /// Lots handled by one query. Small enough for one transaction, large enough that a query is no cost.
@@ -40,77 +40,10 @@ const FORGET_ROWS: u32 = 1_000;
 /// A transaction that met another one is repeated this often before the next activation takes over.
 const ATTEMPTS: u32 = 3;
 
-/// What a replica was in one activation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SweepStanding {
-    /// Another replica sweeps: nothing was done.
-    #[default]
-    Following,
-    /// It sweeps.
-    Leading,
-    /// It swept until another replica turned out to have taken over: from then on nothing was written.
-    LeaseLost,
-    /// Its clock is too far off the database's: nothing was done.
-    ClockOff,
-}
-
-/// What one activation did.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct SweepTick {
-    /// Whether this replica sweeps.
-    pub standing: SweepStanding,
-    /// Whether it took the lease in this activation.
-    pub lease_taken: bool,
-    /// Microseconds that its clock is ahead of the database's; none: the database has no clock of its own.
-    pub clock_offset_us: Option<i64>,
-    /// Plans made, also those that await confirmation.
-    pub plans_made: u64,
-    /// Milliseconds that making a plan took.
-    pub plan_ms: u64,
-    /// Confirmed plans published.
-    pub plans_published: u64,
-    /// Plans never confirmed in time.
-    pub plans_cancelled: u64,
-    /// Plans whose last lot is closed.
-    pub plans_completed: u64,
-    /// Entries found to have left.
-    pub entries_kept: u64,
-    /// Keys deleted.
-    pub keys_deleted: u64,
-    /// Milliseconds that the longest batch of the deletion took, and so held its locks.
-    pub longest_batch_ms: u64,
-    /// Lots closed with nothing more to delete.
-    pub lots_executed: u64,
-    /// Lots that wait for the next quarter.
-    pub lots_deferred: u64,
-    /// Events removed for their age.
-    pub events_removed: u64,
-    /// Lots that are held, by reason, while a plan is open.
-    pub lots_held: Vec<(HoldReason, i64)>,
-    /// What was due and could not be done, in words.
-    pub waits: Vec<String>,
-}
-
-impl SweepTick {
-    /// Units of work done; 0: nothing was due.
-    #[must_use]
-    pub fn work(&self) -> u64 {
-        self.plans_made
-            + self.plans_published
-            + self.plans_cancelled
-            + self.plans_completed
-            + self.entries_kept
-            + self.keys_deleted
-            + self.lots_executed
-            + self.lots_deferred
-            + self.events_removed
-    }
-}
-
 /// Brings the database to what the rules of the sweep ask for at an instant. Of several, the one with the lease does.
 pub struct Sweeper {
     parts: SweeperParts,
+    rest: Rest,
     compared_at: Mutex<Option<DateTime<Utc>>>,
     forgot_at: Mutex<Option<DateTime<Utc>>>,
 }
@@ -129,7 +62,7 @@ pub struct SweeperParts {
     /// The sweep's part of the database.
     pub store: Arc<dyn SweepStore>,
     /// The uses of this process.
-    pub usage: Arc<dyn UsageFlush>,
+    pub usage: Arc<dyn LocalUses>,
     /// How many keys there are.
     pub figures: Arc<FigureKeeper>,
     /// Names plans.
@@ -142,12 +75,15 @@ pub struct SweeperParts {
     pub leadership: Arc<Leadership>,
     /// Whether the clock jumped.
     pub watch: Arc<JumpWatch>,
+    /// Ends the work after the transaction that is under way: what is left is for whoever sweeps next.
+    pub end: CancellationToken,
 }
 
 impl Sweeper {
     /// The sweeper of this process.
     pub fn new(parts: SweeperParts) -> Self {
-        Self { parts, compared_at: Mutex::default(), forgot_at: Mutex::default() }
+        let rest = Rest::new(parts.usage.clone(), parts.end.clone());
+        Self { parts, rest, compared_at: Mutex::default(), forgot_at: Mutex::default() }
     }
 
     /// Does what is due at `now`, if this replica is the one that sweeps. What another sweeper has done before is found done.
@@ -183,8 +119,20 @@ impl Sweeper {
                 tick.standing = SweepStanding::LeaseLost;
                 Ok(tick)
             }
+            Err(SweepJobError::Ending) => {
+                tracing::info!("this process ends: what is left of the sweep is for the next one");
+                Ok(tick)
+            }
             Err(SweepJobError::Storage(error)) => Err(error),
         }
+    }
+
+    /// The lease, for the next transaction, unless this process is to end.
+    async fn lease(&self) -> Result<Lease, SweepJobError> {
+        if self.parts.end.is_cancelled() {
+            return Err(SweepJobError::Ending);
+        }
+        self.parts.leadership.lease().await
     }
 
     /// Lets another replica sweep, at once.
@@ -204,7 +152,7 @@ impl Sweeper {
             return Ok(());
         }
         loop {
-            let lease = self.parts.leadership.lease().await?;
+            let lease = self.lease().await?;
             let deferred = repeat(|| self.parts.store.defer_overdue(&lease, PAGE, now)).await?;
             tick.lots_deferred += deferred;
             if deferred == 0 {
@@ -217,7 +165,7 @@ impl Sweeper {
         }
         tick.lots_held = self.parts.store.held_lots().await?;
         for plan in open.iter().filter(|plan| plan.delete_at <= now) {
-            let lease = self.parts.leadership.lease().await?;
+            let lease = self.lease().await?;
             tick.plans_completed +=
                 u64::from(repeat(|| self.parts.store.complete_plan(&lease, &plan.plan_id, now)).await?);
         }
@@ -229,7 +177,7 @@ impl Sweeper {
     /// Closes lots with nothing more to delete.
     async fn close_emptied(&self, tick: &mut SweepTick, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         loop {
-            let lease = self.parts.leadership.lease().await?;
+            let lease = self.lease().await?;
             let closed = repeat(|| self.parts.store.close_emptied(&lease, PAGE, now)).await?;
             tick.lots_executed += closed;
             if closed == 0 {
@@ -243,13 +191,13 @@ impl Sweeper {
         for plan in self.parts.store.plans_in(PlanState::AwaitingConfirmation).await? {
             if now > planning_closes_at(plan.delete_at) {
                 let reason = "not confirmed while its notices could still go out in time";
-                let lease = self.parts.leadership.lease().await?;
+                let lease = self.lease().await?;
                 let done = repeat(|| self.parts.store.cancel_unpublished(&lease, &plan.plan_id, reason, now)).await?;
                 tick.plans_cancelled += u64::from(done);
             } else if plan.confirmed_at.is_some()
                 && let Some(idle_since) = self.trusted_cutoff(tick, idle_since(plan.delete_at), now).await?
             {
-                let lease = self.parts.leadership.lease().await?;
+                let lease = self.lease().await?;
                 let published =
                     repeat(|| self.parts.store.publish_confirmed(&lease, &plan.plan_id, idle_since, now)).await?;
                 tick.plans_published += u64::from(published.is_some());
@@ -276,9 +224,9 @@ impl Sweeper {
             active_key_count: self.parts.figures.keys().await?.active,
         };
         tracing::info!(plan_id = draft.plan_id, %delete_at, "a plan is being made");
-        let lease = self.parts.leadership.lease().await?;
+        let lease = self.lease().await?;
         let made = repeat(|| self.parts.store.make_plan(&lease, &draft, now)).await?;
-        tick.plan_ms = millis(self.parts.watch.lived().saturating_sub(begun));
+        tick.plan_ms = millis(self.since(begun));
         tick.plans_made += u64::from(made.is_some());
         Ok(())
     }
@@ -324,7 +272,7 @@ impl Sweeper {
             return Ok(());
         }
         loop {
-            let lease = self.parts.leadership.lease().await?;
+            let lease = self.lease().await?;
             let removed = repeat(|| self.parts.store.forget_events(&lease, now - retention, FORGET_ROWS)).await?;
             tick.events_removed += removed;
             if removed == 0 {
@@ -345,13 +293,14 @@ impl Sweeper {
             }
             let mut after = None;
             loop {
-                let lease = self.parts.leadership.lease().await?;
+                let (lease, begun) = (self.lease().await?, self.parts.watch.lived());
                 let page = repeat(|| self.parts.store.rescue_ineligible(&lease, plan, after.clone(), now)).await?;
                 tick.entries_kept += page.rescued;
                 after = page.next;
                 if after.is_none() {
                     break;
                 }
+                self.rest.after(self.since(begun)).await;
             }
         }
         if due {
@@ -364,10 +313,10 @@ impl Sweeper {
     async fn delete(&self, tick: &mut SweepTick, ahead: TimeDelta, now: DateTime<Utc>) -> Result<(), SweepJobError> {
         let mut after = None;
         let mut writers = None;
-        let mut pace = Pace::new(self.parts.policy.delete_batch);
-        loop {
+        let mut pace = Pace::new(self.parts.policy.delete_batch, self.parts.watch.lived());
+        while pace.goes_on(self.parts.watch.lived()) {
             let due = self.parts.store.due_lots(after.take(), PAGE, now).await?;
-            let Some(last) = due.last() else { return Ok(()) };
+            let Some(last) = due.last() else { break };
             after = Some((last.plan_id.clone(), last.agency_id.clone()));
             let mut ready = Vec::with_capacity(due.len());
             for lot in due {
@@ -390,6 +339,7 @@ impl Sweeper {
                 self.delete_lots(tick, &mut pace, of_plan.to_vec(), now).await?;
             }
         }
+        Ok(())
     }
 
     /// Deletes lots of one plan: as many of them at once as one batch takes, a large one in several.
@@ -400,7 +350,9 @@ impl Sweeper {
         mut lots: Vec<(DueLot, TimeDelta)>,
         now: DateTime<Utc>,
     ) -> Result<(), SweepJobError> {
-        while let Some((first, _)) = lots.first() {
+        while let Some((first, _)) = lots.first()
+            && pace.goes_on(self.parts.watch.lived())
+        {
             let (plan_id, limit) = (first.plan_id.clone(), pace.entries());
             let fit = fitting(&lots, limit);
             let order = |(lot, slack): &(DueLot, TimeDelta)| LotOrder {
@@ -409,14 +361,10 @@ impl Sweeper {
                 slack: *slack,
             };
             let order = BatchOrder { plan_id, lots: lots.iter().take(fit).map(order).collect(), limit };
-            let lease = self.parts.leadership.lease().await?;
+            let lease = self.lease().await?;
             let (done, took) = repeat(|| async {
                 let begun = self.parts.watch.lived();
-                self.parts
-                    .store
-                    .delete_batch(&lease, &order, now)
-                    .await
-                    .map(|done| (done, self.parts.watch.lived().saturating_sub(begun)))
+                self.parts.store.delete_batch(&lease, &order, now).await.map(|done| (done, self.since(begun)))
             })
             .await?;
             let (mut worked, mut outcomes, before) = (0, done.iter(), tick.keys_deleted);
@@ -434,14 +382,20 @@ impl Sweeper {
             });
             metrics::counter!(SWEEP_KEYS_DELETED.name).increment(tick.keys_deleted - before);
             pace.note(worked, took);
-            if pace.is_time_to_speak() {
+            if pace.is_time_to_speak(self.parts.watch.lived()) {
                 let (keys_deleted, lots_executed) = (tick.keys_deleted, tick.lots_executed);
                 tracing::info!(plan_id = %order.plan_id, keys_deleted, lots_executed, "a sweep is deleting");
             }
             tick.longest_batch_ms = tick.longest_batch_ms.max(millis(took));
             self.parts.signal.bump();
+            self.rest.after(took).await;
         }
         Ok(())
+    }
+
+    /// Time lived since an instant of it.
+    fn since(&self, begun: Duration) -> Duration {
+        self.parts.watch.lived().saturating_sub(begun)
     }
 }
 

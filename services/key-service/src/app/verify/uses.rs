@@ -6,6 +6,7 @@
 //! it loses within the slack of what it has said.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -15,7 +16,7 @@ use service_kit::time::{from_micros, to_micros};
 use super::counters::Counters;
 use super::table::{KeyTable, Use};
 use crate::app::StorageError;
-use crate::app::sweep::UsageFlush;
+use crate::app::sweep::LocalUses;
 
 /// An idle replica says so this often at most.
 const REPORT_EVERY: TimeDelta = TimeDelta::seconds(1);
@@ -52,6 +53,8 @@ pub struct UsageRecorder {
     flush_max_keys: usize,
     pub(super) table: Arc<KeyTable>,
     counters: Counters,
+    /// Keys found valid in memory, as far as they are in the metrics.
+    verified: AtomicU64,
     /// One flush at a time, so that what one could not store is stored before more is taken.
     flushing: tokio::sync::Mutex<Progress>,
 }
@@ -98,7 +101,8 @@ impl UsageRecorder {
         };
         let flush_max_keys = bounds.flush_max_keys;
         let (counters, flushing) = (Counters::new(), tokio::sync::Mutex::new(progress));
-        Ok(Self { store, clock, replica_id, flush_max_keys, table, counters, flushing })
+        let verified = AtomicU64::new(0);
+        Ok(Self { store, clock, replica_id, flush_max_keys, table, counters, verified, flushing })
     }
 
     /// This replica's name in the database.
@@ -117,9 +121,12 @@ impl UsageRecorder {
         through.map_or_else(TimeDelta::zero, |through| self.clock.now() - through)
     }
 
-    /// Puts the keys that were found valid in memory since the last call into the metrics.
-    pub fn count(&self) {
-        self.counters.remembered(self.table.take_valid());
+    /// Puts the keys that were found valid in memory since the last call into the metrics; answers how many there were since the
+    /// process was started.
+    pub fn count(&self) -> u64 {
+        let new = self.table.take_valid();
+        self.counters.remembered(new);
+        self.verified.fetch_add(new, Ordering::Relaxed) + new
     }
 
     /// Stores every use that was recorded before the call, and says so; answers how many keys' that were.
@@ -196,11 +203,15 @@ impl UsageRecorder {
 }
 
 #[async_trait]
-impl UsageFlush for UsageRecorder {
+impl LocalUses for UsageRecorder {
     async fn flush(&self) {
         if let Err(error) = Self::flush(self).await {
             tracing::warn!(%error, "uses could not be stored before the sweep looked at them");
         }
+    }
+
+    fn verified(&self) -> u64 {
+        self.count()
     }
 }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use chrono::TimeDelta;
 use key_service::app::figures::FigureKeeper;
 use key_service::app::keys::{KeyParts, KeySettings, Keys, RevealLimiter};
-use key_service::app::sweep::{EventSignal, Leadership, SweepService, Sweeper, SweeperParts, UsageFlush};
+use key_service::app::sweep::{EventSignal, Leadership, LocalUses, SweepService, Sweeper, SweeperParts};
 use key_service::app::upkeep::Upkeep;
 use key_service::app::verify::{GuessSettings, UsageRecorder, Verifier, VerifierParts};
 use key_service::domain::sweep::SweepPolicy;
@@ -19,6 +19,7 @@ use service_kit::clock::{JumpWatch, SimulatedClock};
 use service_kit::entropy::SeededEntropy;
 use service_kit::ids::IdGenerator;
 use service_kit::keyring::KeyRing;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{BOUNDS, SLACK, ring_text};
 
@@ -29,11 +30,15 @@ struct Flushing {
 }
 
 #[async_trait]
-impl UsageFlush for Flushing {
+impl LocalUses for Flushing {
     async fn flush(&self) {
         if !self.hangs.load(Ordering::SeqCst) {
             self.usage.flush().await.unwrap();
         }
+    }
+
+    fn verified(&self) -> u64 {
+        self.usage.verified()
     }
 }
 
@@ -99,6 +104,7 @@ impl Replica {
             signal: events,
             leadership,
             watch: watch.clone(),
+            end: CancellationToken::new(),
         });
         let upkeep = Upkeep::new(store);
         Self { keys, verifier, sweeper, service, watch, flushing, upkeep, clock: clock.clone() }

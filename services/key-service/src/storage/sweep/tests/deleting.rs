@@ -64,7 +64,30 @@ async fn several(db: TestDatabase, agencies: &[&str], last: &str, keys_of_last: 
     house
 }
 
+/// Lets a minute pass after each batch.
+struct Slow(Arc<SimulatedClock>);
+
+#[async_trait]
+impl LocalUses for Slow {
+    async fn flush(&self) {}
+
+    fn verified(&self) -> u64 {
+        self.0.advance(TimeDelta::minutes(1));
+        0
+    }
+}
+
 both_databases! {
+    async fn a_long_deletion_looks_at_everything_anew_now_and_then(db: TestDatabase) {
+        let house = ready(db, &["key_1", "key_2", "key_3", "key_4", "key_5"], 2).await;
+        let parts = house.parts(house.clock.clone(), "rep_other", 9);
+        let slow = Sweeper::new(SweeperParts { usage: Arc::new(Slow(house.clock.clone())), ..parts });
+        for (deleted, completed) in [(2, 0), (2, 0), (1, 1)] {
+            let tick = slow.tick(house.clock.now()).await.unwrap();
+            assert_eq!((tick.keys_deleted, tick.plans_completed), (deleted, completed));
+        }
+    }
+
     async fn a_clock_set_forward_deletes_nothing_until_the_time_has_passed(db: TestDatabase) {
         let house = ready(db, &["key_1"], 10).await;
         house.clock.set_to(d() - TimeDelta::days(1));

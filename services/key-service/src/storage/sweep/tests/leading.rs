@@ -9,6 +9,7 @@ use service_kit::testing::Kind;
 use tokio::sync::Semaphore;
 
 use super::super::lease::begin;
+use super::deleting::ready;
 use super::*;
 use crate::app::sweep::{
     BatchOrder, LeaseAnswer, LotOrder, LotOutcome, PlanDraft, SweepJobError, SweepJobs, SweepLease, SweepStanding,
@@ -72,10 +73,27 @@ struct Gate {
 }
 
 #[async_trait]
-impl UsageFlush for Gate {
+impl LocalUses for Gate {
     async fn flush(&self) {
         self.arrived.add_permits(1);
         self.open.acquire().await.expect("open").forget();
+    }
+
+    fn verified(&self) -> u64 {
+        0
+    }
+}
+
+/// A process that is told to end after the first batch of a deletion.
+struct Interrupted(CancellationToken);
+
+#[async_trait]
+impl LocalUses for Interrupted {
+    async fn flush(&self) {}
+
+    fn verified(&self) -> u64 {
+        self.0.cancel();
+        0
     }
 }
 
@@ -178,16 +196,8 @@ both_databases! {
         for seen in [false, true] {
             let gate = Arc::new(Gate { arrived: Semaphore::new(0), open: Semaphore::new(0) });
             let name = if seen { "rep_slow" } else { "rep_stopped" };
-            let paused = Sweeper::new(SweeperParts {
-                store: Arc::new(house.store.clone()),
-                usage: gate.clone(),
-                figures: figures(&house.db),
-                ids: IdGenerator::new(Arc::new(SeededEntropy::new(9))),
-                policy: SweepPolicy::default(),
-                signal: EventSignal::new(),
-                leadership: leadership(&house.store, house.clock.clone(), name),
-                watch: Arc::new(JumpWatch::new(house.clock.clone())),
-            });
+            let parts = house.parts(house.clock.clone(), name, 9);
+            let paused = Sweeper::new(SweeperParts { usage: gate.clone(), ..parts });
             let now = house.clock.now();
             let (tick, ()) = tokio::join!(paused.tick(now), async {
                 gate.arrived.acquire().await.unwrap().forget();
@@ -205,6 +215,18 @@ both_databases! {
         }
         let tick = house.tick_at(house.clock.now()).await;
         assert_eq!((tick.standing, tick.keys_deleted), (SweepStanding::Leading, 2));
+    }
+
+    async fn a_process_that_ends_leaves_the_rest_of_a_deletion_to_the_next(db: TestDatabase) {
+        let house = ready(db, &["key_1", "key_2", "key_3", "key_4", "key_5"], 2).await;
+        let end = CancellationToken::new();
+        let parts = house.parts(house.clock.clone(), "rep_ending", 9);
+        let ending = Sweeper::new(SweeperParts { usage: Arc::new(Interrupted(end.clone())), end, ..parts });
+        let tick = ending.tick(d()).await.unwrap();
+        assert_eq!((tick.standing, tick.keys_deleted), (SweepStanding::Leading, 2), "the batch that was under way");
+        ending.resign().await.unwrap();
+        let tick = house.tick_at(d()).await;
+        assert_eq!((tick.keys_deleted, tick.plans_completed), (3, 1));
     }
 
     async fn one_sweeps_until_it_stops_or_falls_silent(db: TestDatabase) {

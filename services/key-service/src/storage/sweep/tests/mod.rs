@@ -25,14 +25,15 @@ use service_kit::ids::IdGenerator;
 use service_kit::testing::TestDatabase;
 use service_kit::time::{from_micros, to_micros};
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use super::SqlSweepStore;
 use super::codes::Coded;
 use super::entities::{entries, events, lease, lots};
 use crate::app::figures::FigureKeeper;
 use crate::app::sweep::{
-    EventSignal, Leadership, Lease, LotView, NoticeReply, NoticeResult, OperatorCall, PlanView, SweepDesk, SweepReads,
-    SweepService, SweepTick, Sweeper, SweeperParts, UsageFlush,
+    EventSignal, Leadership, Lease, LocalUses, LotView, NoticeReply, NoticeResult, OperatorCall, PlanView, SweepDesk,
+    SweepReads, SweepService, SweepTick, Sweeper, SweeperParts,
 };
 use crate::domain::audit::Origin;
 use crate::domain::sweep::{
@@ -59,11 +60,16 @@ pub(crate) fn idle() -> DateTime<Utc> {
     d() - TimeDelta::days(90)
 }
 
-struct NothingToFlush;
+/// A process that verifies nothing.
+struct NoUses;
 
 #[async_trait]
-impl UsageFlush for NothingToFlush {
+impl LocalUses for NoUses {
     async fn flush(&self) {}
+
+    fn verified(&self) -> u64 {
+        0
+    }
 }
 
 /// The sweep over one database.
@@ -87,11 +93,10 @@ impl House {
         migrate::<Migrator>(&db).await.expect("migrates");
         let clock = Arc::new(SimulatedClock::new(plan_time()));
         let store = SqlSweepStore::new(db.clone());
-        let signal = EventSignal::new();
-        let watch = Arc::new(JumpWatch::new(clock.clone()));
-        let leadership = leadership(&store, clock.clone(), "rep_me");
-        let sweeper = Arc::new(sweeper((&db, &store), policy, &signal, 7, leadership.clone(), watch.clone()));
+        let parts = parts((&db, &store), policy, clock.clone(), "rep_me", 7);
+        let (signal, leadership, watch) = (parts.signal.clone(), parts.leadership.clone(), parts.watch.clone());
         let service = SweepService::new(Arc::new(store.clone()), clock.clone(), policy, signal, leadership, watch);
+        let sweeper = Arc::new(Sweeper::new(parts));
         Self { db, store, clock, sweeper, service, policy, _database: database }
     }
 
@@ -102,15 +107,12 @@ impl House {
 
     /// Another replica's sweeper on the same database, by a clock of its own.
     pub(crate) fn another_sweeper_by(&self, clock: Arc<dyn Clock>) -> Sweeper {
-        let leadership = leadership(&self.store, clock.clone(), "rep_other");
-        sweeper(
-            (&self.db, &self.store),
-            self.policy,
-            &EventSignal::new(),
-            8,
-            leadership,
-            Arc::new(JumpWatch::new(clock)),
-        )
+        Sweeper::new(self.parts(clock, "rep_other", 8))
+    }
+
+    /// What another replica's sweeper is made of.
+    fn parts(&self, clock: Arc<dyn Clock>, replica_id: &str, seed: u64) -> SweeperParts {
+        parts((&self.db, &self.store), self.policy, clock, replica_id, seed)
     }
 
     /// The lease as its holder knows it, whoever that is.
@@ -310,33 +312,26 @@ impl House {
     }
 }
 
-fn sweeper(
+fn parts(
     (db, store): (&DatabaseConnection, &SqlSweepStore),
     policy: SweepPolicy,
-    signal: &EventSignal,
+    clock: Arc<dyn Clock>,
+    replica_id: &str,
     seed: u64,
-    leadership: Arc<Leadership>,
-    watch: Arc<JumpWatch>,
-) -> Sweeper {
-    let ids = IdGenerator::new(Arc::new(SeededEntropy::new(seed)));
-    Sweeper::new(SweeperParts {
-        store: Arc::new(store.clone()),
-        usage: Arc::new(NothingToFlush),
-        figures: figures(db),
-        ids,
+) -> SweeperParts {
+    let store = Arc::new(store.clone());
+    let leadership = Leadership::new(store.clone(), clock.clone(), replica_id.to_owned(), policy.lease);
+    SweeperParts {
+        store,
+        usage: Arc::new(NoUses),
+        figures: Arc::new(FigureKeeper::new(Arc::new(SqlStore::new(db.clone())))),
+        ids: IdGenerator::new(Arc::new(SeededEntropy::new(seed))),
         policy,
-        signal: signal.clone(),
-        leadership,
-        watch,
-    })
-}
-
-fn figures(db: &DatabaseConnection) -> Arc<FigureKeeper> {
-    Arc::new(FigureKeeper::new(Arc::new(SqlStore::new(db.clone()))))
-}
-
-fn leadership(store: &SqlSweepStore, clock: Arc<dyn Clock>, replica_id: &str) -> Arc<Leadership> {
-    Arc::new(Leadership::new(Arc::new(store.clone()), clock, replica_id.to_owned(), SweepPolicy::default().lease))
+        signal: EventSignal::new(),
+        leadership: Arc::new(leadership),
+        watch: Arc::new(JumpWatch::new(clock)),
+        end: CancellationToken::new(),
+    }
 }
 
 /// A row of `api_keys`.
