@@ -15,14 +15,15 @@
 //! PostgreSQL is a throwaway cluster, which does not flush to disk, with 1 GiB of shared memory. Keys, agencies and people are written by the database itself; the keys of an
 //! agency lie scattered among those of all others, and one agency owns a fortieth of all keys, each in a location of its own.
 //! key-service, location-service and notification-service run each in a process of its own (this program again), with a
-//! clock that this one moves and jobs that it activates; between them is real gRPC.
+//! clock that this one moves and jobs that it activates, but for those that keep verification going, which run each second; between them is
+//! real gRPC.
 //!
 //! - *plan*: the transaction that makes it. Bound: its own `INSERT … SELECT` into a table with the same indexes.
 //! - *stream and project*: from the plan's commit until notification-service has committed all of it. Bound: the rows of the projection into a
 //!   table with the same indexes, by binary COPY on PostgreSQL, by `INSERT … SELECT` on SQLite.
 //! - *stream alone*: a client that reads and drops it.
 //! - *dispatch of D15*: inboxes and queued emails of every lot, its people asked of location-service.
-//! - *deletion*: the sweeper's activation at the deletion instant, all receipts given: gate, tombstones, audit, events. Bounds, in batches of
+//! - *deletion*: the sweeper's activations at the deletion instant, all receipts given: gate, tombstones, audit, events. Bounds, in batches of
 //!   1,000, each a transaction: a DELETE that asks the same of a key, in the order of the keys, from a table without other indexes; the same DELETE lot by lot, with all
 //!   indexes; and the three rows that the rules ask to be written for a key (tombstone, entry, audit event), lot by lot, and nothing else.
 //!
