@@ -24,6 +24,10 @@ pub fn check_email(text: &str) -> Result<(), &'static str> {
     }
     let options = Options::default().with_required_tld().without_display_text().without_domain_literal();
     let address = EmailAddress::parse_with_options(text, options).map_err(|_| NO_EMAIL)?;
+    // The parser takes angle brackets behind a space, for a name that is empty.
+    if address.email() != text {
+        return Err(NO_EMAIL);
+    }
     // The parser also takes quoted local parts and comments, which hide what an address is and which few servers take.
     let plain = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
     let label = |l: &str| {
@@ -155,6 +159,8 @@ mod tests {
             "a@@b.io",
             "a@b.io\r\nBcc: c@d.io",
             long.as_str(),
+            " <ada@example.com>",
+            "<ada@example.com>",
         ] {
             assert!(check_email(bad).is_err(), "{bad:?}");
         }
