@@ -31,9 +31,6 @@ const PATIENCE: Duration = Duration::from_secs(1_800);
 /// Between two looks at whether a step is over.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Verifications measured beside nothing.
-const ALONE: usize = 200_000;
-
 /// What a step came to, beside the database's own bound.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
@@ -123,8 +120,9 @@ async fn reached(database: &Database, sql: &str, least: i64) -> anyhow::Result<(
     timeout(PATIENCE, reaching).await.with_context(|| format!("{sql} does not reach {least}"))?
 }
 
-/// Runs the quarter: each step beside its bound or, with `verified`, beside verification.
-pub(crate) async fn run(kind: Kind, size: Size, verified: bool) -> anyhow::Result<Outcome> {
+/// Runs the quarter: each step beside its bound or, if `verified` says how many verifications are measured beside nothing, beside
+/// verification.
+pub(crate) async fn run(kind: Kind, size: Size, verified: Option<usize>) -> anyhow::Result<Outcome> {
     let databases = Databases::new(kind, size).await?;
     let mut fleet = Fleet::start(&databases)?;
     // Served only once it has written that it records uses; by then it is idle.
@@ -151,13 +149,13 @@ struct Beside {
 }
 
 impl Beside {
-    async fn new(fleet: &Fleet, wanted: bool) -> anyhow::Result<Self> {
+    async fn new(fleet: &Fleet, alone: Option<usize>) -> anyhow::Result<Self> {
         let mut beside = Self { load: None, noted: Vec::new() };
-        if wanted {
+        if let Some(alone) = alone {
             beside.load = Some(Load::start(fleet.key.port).await?);
             beside.begin().await?;
             if let Some(load) = &beside.load {
-                load.answered(ALONE).await;
+                load.answered(alone).await;
             }
             beside.end("nothing")?;
         }
