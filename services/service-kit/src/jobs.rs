@@ -70,6 +70,8 @@ pub struct JobRegistry {
     jobs: Arc<Mutex<Jobs>>,
     work: Arc<AtomicU64>,
     driven: bool,
+    /// Those that are not driven all the same.
+    except: &'static [&'static str],
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +88,12 @@ impl JobRegistry {
     /// [`JobRegistry::activate`] and [`JobRegistry::settle`] activate them. For who decides over every step of a simulation.
     pub fn driven() -> Self {
         Self { driven: true, ..Self::default() }
+    }
+
+    /// The jobs of these names do what they are there for by themselves all the same.
+    #[must_use]
+    pub fn except(self, names: &'static [&'static str]) -> Self {
+        Self { except: names, ..self }
     }
 
     /// Activates the job of this name now and waits for its report.
@@ -107,7 +115,7 @@ impl JobRegistry {
         let (requests, inbox) = mpsc::channel(QUEUE);
         let handle = JobHandle { name: job.name(), requests };
         let work = self.work.clone();
-        let task = if self.driven {
+        let task = if self.driven && !self.except.contains(&job.name()) {
             tokio::spawn(drive_when_asked(job, clock, shutdown, inbox, work))
         } else {
             tokio::spawn(drive(job, clock, shutdown, inbox, work))
@@ -278,6 +286,18 @@ mod tests {
         registry.activate("countdown").await.expect("it is there");
         assert_eq!((job.0.load(Ordering::SeqCst), registry.names()), (4, vec!["countdown"]));
         assert!(registry.activate("another").await.is_err());
+        stop.cancel();
+        registry.join().await;
+    }
+
+    #[tokio::test]
+    async fn a_driven_registry_leaves_its_exceptions_to_themselves() {
+        let (registry, stop) = (JobRegistry::driven().except(&["countdown"]), CancellationToken::new());
+        let clock = Arc::new(SimulatedClock::new(crate::time::from_micros(0)));
+        registry.spawn(Arc::new(Countdown(AtomicU64::new(5))), clock, stop.clone());
+        while registry.work_done() == 0 {
+            tokio::task::yield_now().await;
+        }
         stop.cancel();
         registry.join().await;
     }

@@ -105,6 +105,9 @@ pub(crate) async fn serve(role: Role, start: i64) -> anyhow::Result<()> {
     }
 }
 
+/// What verification from memory depends on goes on by itself: hearing what others have changed, and storing uses.
+const EVERYDAY: [&str; 2] = ["follow_changes", "flush_uses"];
+
 #[expect(clippy::print_stdout, reason = "the answers are for the process that started this one")]
 async fn serve_as<S: Service + 'static>(start: i64) -> anyhow::Result<()>
 where
@@ -116,23 +119,18 @@ where
     let port = listener.local_addr()?.port();
     let clock =
         Arc::new(MovedClock { begun: Instant::now(), start: from_micros(start), moved: watch::Sender::default() });
-    let jobs = JobRegistry::driven();
+    let jobs = JobRegistry::driven().except(&EVERYDAY);
     let deps = Deps { clock: clock.clone(), entropy: Arc::new(OsEntropy), jobs: jobs.clone() };
     let shutdown = CancellationToken::new();
     let service = tokio::spawn(S::run(config, deps, listener, shutdown.clone()));
-    let everyday = tokio::spawn(live(jobs.clone(), clock.clone()));
     println!("{port}");
     std::io::stdout().flush()?;
     let runtime = tokio::runtime::Handle::current();
-    let ended = everyday.abort_handle();
     let asked = move || -> anyhow::Result<()> {
         for line in std::io::stdin().lines() {
             let mut answer = Answer::default();
             match serde_json::from_str(&line?)? {
-                Ask::At(at) => {
-                    clock.move_to(from_micros(at));
-                    runtime.block_on(everyday_jobs(&jobs))?;
-                }
+                Ask::At(at) => clock.move_to(from_micros(at)),
                 Ask::Job(name) => {
                     let begun = Instant::now();
                     match runtime.block_on(jobs.activate(&name)) {
@@ -140,7 +138,6 @@ where
                         Err(error) => answer.error = Some(format!("{error:#}")),
                     }
                     answer.seconds = begun.elapsed().as_secs_f64();
-                    anyhow::ensure!(!ended.is_finished(), "an everyday job failed");
                 }
             }
             println!("{}", serde_json::to_string(&answer)?);
@@ -149,27 +146,8 @@ where
         Ok(())
     };
     tokio::task::spawn_blocking(asked).await??;
-    everyday.abort();
     shutdown.cancel();
     service.await?
-}
-
-/// What verification from memory depends on: each second the service hears what others have changed, and stores uses.
-const EVERYDAY: [&str; 2] = ["follow_changes", "flush_uses"];
-
-async fn everyday_jobs(jobs: &JobRegistry) -> anyhow::Result<()> {
-    let names = jobs.names();
-    for name in EVERYDAY.into_iter().filter(|name| names.contains(name)) {
-        jobs.activate(name).await?;
-    }
-    Ok(())
-}
-
-async fn live(jobs: JobRegistry, clock: Arc<MovedClock>) -> anyhow::Result<()> {
-    loop {
-        clock.sleep(Duration::from_secs(1)).await;
-        everyday_jobs(&jobs).await?;
-    }
 }
 
 /// A process that serves; killed when dropped.
